@@ -1,0 +1,96 @@
+# Fresh Debian 12 with python3, make, git, and root or sudo is enough: everything else is installed here.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= /usr/bin/python3
+SALT ?= 3008
+UV := .venv/uv/bin/uv
+PY := .venv/$(SALT)/bin/python
+MINION_FILES := $(wildcard _modules _states _beacons) saltext
+
+# $(call step,NAME,COMMANDS): says what runs and how long it took; .ci/run reads $STAGE_TIMES
+define step
+@printf '== %s\n' '$(1)'; begin=$$SECONDS; ( set -e; $(2) ); code=$$?; \
+took=$$((SECONDS - begin)); printf '== %s: %s, %s s\n' '$(1)' "$$([ $$code = 0 ] && echo ok || echo "FAILED ($$code)")" $$took; \
+[ -z "$$STAGE_TIMES" ] || printf '%s\t%s\t%s\n' '$(1)' $$code $$took >> "$$STAGE_TIMES"; exit $$code
+endef
+
+# $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
+pytest = export TMPDIR=$$(mktemp -d /tmp/kg.XXXX); trap 'rm -rf "$$TMPDIR"' EXIT; .venv/$(1)/bin/python -m pytest $(2)
+
+.PHONY: help setup test test-unit test-functional test-integration test-3006 test-kernel demo bench docs lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/3008/.dev .venv/3006/.test .venv/debian  ## install all that tests, lint and docs need
+
+# ---- what is installed, each step once
+
+.venv/base:
+	$(call step,Debian packages to begin with,.ci/debian python3-venv ca-certificates)
+	@mkdir -p .venv && touch $@
+
+.venv/debian: requirements/debian.txt .venv/base
+	$(call step,Debian packages for the tests,.ci/debian $$(sed 's/#.*//' requirements/debian.txt))
+	@touch $@
+
+.venv/uv/.done: .venv/base
+	$(call step,uv,$(PYTHON) -m venv .venv/uv && .venv/uv/bin/pip install --quiet --disable-pip-version-check uv)
+	@touch $@
+
+.venv/%/.salt: .venv/uv/.done
+	$(call step,Salt $*,[ -x .venv/$*/bin/python ] || $(UV) venv --quiet --python $(PYTHON) .venv/$*; $(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*')
+	@touch $@
+
+.venv/%/.test: .venv/%/.salt requirements/test.txt
+	$(call step,test tools for Salt $*,$(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*' -r requirements/test.txt)
+	@touch $@
+
+.venv/%/.dev: .venv/%/.test requirements/docs.txt requirements/lint.txt
+	$(call step,lint and docs tools,$(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*' -r requirements/docs.txt -r requirements/lint.txt)
+	@touch $@
+
+.PRECIOUS: .venv/%/.salt .venv/%/.test .venv/%/.dev
+
+# ---- tests
+
+test: test-unit test-functional test-integration test-3006  ## all tests but those on a real kernel
+
+test-unit: .venv/3008/.test .venv/debian  ## single functions, on kernels made of files
+	$(call step,unit tests,$(call pytest,3008,tests/unit))
+
+test-functional: .venv/3008/.test .venv/debian  ## Salt's real loader, the lab, real packages
+	$(call step,functional tests,$(call pytest,3008,tests/functional))
+
+test-integration: .venv/3008/.test .venv/debian  ## a real master, minion and event bus
+	$(call step,integration tests,$(call pytest,3008,tests/integration))
+
+test-3006: .venv/3006/.test .venv/debian  ## functional tests and one smoke test on Salt 3006
+	$(call step,functional tests on Salt 3006,$(call pytest,3006,tests/functional))
+	$(call step,smoke test on Salt 3006,$(call pytest,3006,tests/integration -m smoke))
+
+test-kernel: .venv/3008/.test .venv/debian  ## real kernels in a VM
+	$(call step,kernel tests,$(call pytest,3008,tests/kernel))
+
+# ---- the rest
+
+demo: .venv/3008/.salt  ## a live patch held up and settled, by real salt-call runs on the lab
+	@$(PY) -m lab.demo
+
+bench: .venv/3008/.test  ## against the shell way and bare C
+	@$(PY) -m benchmarks
+
+docs: .venv/3008/.dev  ## the manual, in docs/_build/html
+	$(call step,docs,$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html)
+
+lint: .venv/3008/.dev  ## ruff, and Python 3.6 syntax in what minions load
+	$(call step,lint,$(PY) -m ruff check .; $(PY) -m ruff format --check .; $(PY) -m vermin --quiet --no-tips -t=3.6- --violations $(MINION_FILES))
+
+format: .venv/3008/.dev  ## put the files into ruff's form
+	@$(PY) -m ruff check --fix .; $(PY) -m ruff format .
+
+clean:  ## remove what was installed and built here
+	rm -rf .venv .cache build dist docs/_build .pytest_cache .hypothesis .ruff_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,129 @@
+"""
+What every level of tests shares: kernels made of files, and our modules bound to them.
+
+``kernel``       a kernel of files (``lab.files.Kernel``) in a fresh directory; its first generation, kGraft
+``make_kernel``  the same for any generation: ``make_kernel("livepatch", transition=False)``
+``kgraft``       ``_modules/kgraft.py``, bound to ``kernel``
+``load``         any file of ours, with the dunders of one's choice: ``load("_states/kgraft.py", __salt__={...})``
+"""
+
+import functools
+import itertools
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+import types
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+
+# Salt's daemons log through handlers whose streams pytest has closed by the time they end
+logging.raiseExceptions = False
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """In CI a missing tool is an error: what a laptop may skip fails there."""
+    report = (yield).get_result()
+    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = "skipped, which CI does not allow: {}".format(report.longrepr[-1])
+
+
+@functools.cache
+def _compiled(path, mtime):
+    return compile(pathlib.Path(path).read_bytes(), path, "exec", dont_inherit=True)
+
+
+def load_file(path, **dunders):
+    """Execute one of our files as a fresh module, with what Salt's loader would put into it."""
+    path = REPO / path
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    vars(module).update(
+        {
+            "__opts__": {"id": "minion", "test": False, "kgraft.root": "/"},
+            "__salt__": {},
+            "__context__": {},
+            "__grains__": {"kernel": "Linux"},
+            "__pillar__": {},
+            **dunders,
+        }
+    )
+    exec(_compiled(str(path), path.stat().st_mtime_ns), vars(module))
+    return module
+
+
+@pytest.fixture(scope="session")
+def repo():
+    """The checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def load():
+    """Return ``load(path, **dunders)``; dunders not given are those of an idle minion on Linux."""
+    return load_file
+
+
+@pytest.fixture
+def make_kernel(tmp_path):
+    """Return ``make_kernel(abi, **generation)``, each in a root of its own."""
+    from lab.files import Kernel
+
+    roots = ("root" if n == 0 else f"root{n}" for n in itertools.count())
+
+    def make(abi="kgraft", **generation):
+        return Kernel(tmp_path / next(roots), abi, **generation)
+
+    return make
+
+
+@pytest.fixture
+def kernel(make_kernel, request):
+    """A kernel of files; ``@pytest.mark.parametrize("kernel", [{"abi": "livepatch"}], indirect=True)`` for another."""
+    return make_kernel(**getattr(request, "param", {}))
+
+
+@pytest.fixture
+def kgraft_on(load):
+    """Return ``kgraft_on(kernel, **dunders)``: ``_modules/kgraft.py``, bound to a kernel of files or of the lab."""
+
+    def bind(kernel, **dunders):
+        opts = {"id": "minion", "test": False, "kgraft.root": str(kernel.root)}
+        return load("_modules/kgraft.py", **{"__opts__": opts, **dunders})
+
+    return bind
+
+
+@pytest.fixture
+def kgraft(kgraft_on, kernel):
+    """``_modules/kgraft.py``, bound to the ``kernel`` of the same test."""
+    return kgraft_on(kernel)
+
+
+@pytest.fixture(scope="session")
+def file_root(tmp_path_factory):
+    """The checkout as a Salt file root, by links, so that Salt does not walk through .venv."""
+    root = tmp_path_factory.mktemp("file-root")
+    for name in ("_modules", "_states", "_beacons", "examples"):
+        if (REPO / name).is_dir():
+            (root / name).symlink_to(REPO / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def salt_factories_config():
+    """Short paths: a unix socket's may have 107 bytes."""
+    root = tempfile.mkdtemp(prefix="kg", dir=os.environ.get("TMPDIR", "/tmp"))
+    yield {
+        "code_dir": str(REPO),
+        "root_dir": root,
+        "inject_sitecustomize": False,
+        "start_timeout": 120,
+        "log_server_host": "127.0.0.1",
+    }
+    shutil.rmtree(root, ignore_errors=True)

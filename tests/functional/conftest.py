@@ -1,0 +1,48 @@
+"""
+Salt's real loader on our checkout, with no daemon.
+
+``loaders``       ``loaders.modules.kgraft.status()``, ``loaders.states.kgraft.settled("x", test=True)``, bound to ``kernel``
+``make_loaders``  loaders with options of one's own: ``make_loaders(grains={"os_family": "Suse"})``
+``beacons``       Salt's loader of beacons on the same minion: ``beacons["kgraft.beacon"](config)``
+"""
+
+import pytest
+import salt.loader
+from saltfactories.utils import random_string
+from saltfactories.utils.functional import Loaders
+
+
+@pytest.fixture(scope="session")
+def make_loaders(salt_factories, file_root):
+    """Return ``make_loaders(**options)``; takes a second, so make one per file, not one per test."""
+
+    def make(**options):
+        minion = salt_factories.salt_minion_daemon(
+            random_string("functional-"),
+            overrides={"file_client": "local", "module_dirs": [str(file_root)], "kgraft.root": "/nonexistent", **options},
+        )
+        return Loaders(minion.config.copy())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _loaders(make_loaders):
+    return make_loaders()
+
+
+@pytest.fixture
+def loaders(_loaders, kernel):
+    """Loaders whose minion runs on the ``kernel`` of the same test."""
+    _loaders.opts["kgraft.root"] = str(kernel.root)
+    yield _loaders
+    _loaders.reset_state()
+    _loaders.opts["kgraft.root"] = "/nonexistent"
+
+
+@pytest.fixture
+def beacons(loaders):
+    """The beacons that Salt finds in the checkout, with the execution modules of ``loaders``."""
+    found = salt.loader.beacons(loaders.opts, loaders.modules, context=loaders.context)
+    found.pack["__grains__"] = loaders.grains
+    return found

@@ -1,0 +1,125 @@
+"""
+A real master, minion and event bus, with the checkout synced to the minion.
+
+The minion's kernel is a directory that each test fills anew: ``kernel`` here writes to the minion's ``kgraft.root``.
+
+``salt_cli``       ``salt_cli.run("kgraft.status", minion_tgt=minion.id)``
+``salt_call_cli``  the same minion's salt-call
+``salt_run_cli``   the master's runners
+``salt_ssh_cli``   salt-ssh to this machine, through an sshd of the tests; the same kernel
+"""
+
+import getpass
+import pathlib
+import shutil
+
+import pytest
+from saltfactories.utils import random_string
+
+
+@pytest.fixture(scope="session")
+def kernel_root(tmp_path_factory):
+    """The minion's ``kgraft.root``."""
+    return tmp_path_factory.mktemp("kernel") / "root"
+
+
+@pytest.fixture
+def make_kernel(kernel_root):
+    """As in tests/conftest.py, but always where the minion looks: the newest one counts."""
+    from lab.files import Kernel
+
+    def make(abi="kgraft", **generation):
+        shutil.rmtree(kernel_root, ignore_errors=True)
+        return Kernel(kernel_root, abi, **generation)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def master(salt_factories, file_root):
+    factory = salt_factories.salt_master_daemon(
+        random_string("master-"),
+        overrides={"file_roots": {"base": [str(file_root)]}, "worker_threads": 3},
+    )
+    with factory.started():
+        yield factory
+
+
+@pytest.fixture(scope="session")
+def minion(master, kernel_root):
+    factory = master.salt_minion_daemon(
+        random_string("minion-"),
+        # the default of the factories, 0.05, would make a beacon's interval twenty times as long
+        overrides={"loop_interval": 1, "kgraft.root": str(kernel_root)},
+    )
+    with factory.started():
+        synced = factory.salt_call_cli(timeout=120).run("saltutil.sync_all")
+        assert synced.returncode == 0, synced
+        yield factory
+
+
+@pytest.fixture(scope="session")
+def salt_cli(master, minion):
+    return master.salt_cli(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def salt_call_cli(minion):
+    return minion.salt_call_cli(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def salt_run_cli(master):
+    return master.salt_run_cli(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def sshd(salt_factories):
+    # Debian's sshd wants it, and only its service makes it
+    pathlib.Path("/run/sshd").mkdir(exist_ok=True)
+    config_dir = salt_factories.get_root_dir_for_daemon("sshd")
+    factory = salt_factories.get_sshd_daemon(
+        sshd_config_dict={
+            "Protocol": "2",
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "PermitRootLogin": "yes",
+            "PasswordAuthentication": "no",
+            "PubkeyAuthentication": "yes",
+            "AuthorizedKeysFile": str(config_dir / "client_key.pub"),
+            "PrintMotd": "no",
+        },
+        config_dir=config_dir,
+    )
+    with factory.started():
+        yield factory
+    shutil.rmtree(config_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def salt_ssh_cli(master, sshd, kernel_root, tmp_path_factory):
+    work = tmp_path_factory.mktemp("ssh")
+    roster = work / "roster"
+    roster.write_text(
+        f"""
+localhost:
+  host: 127.0.0.1
+  port: {sshd.listen_port}
+  user: {getpass.getuser()}
+  set_path: /usr/sbin:/usr/bin:/sbin:/bin
+  thin_dir: {work / "thin"}
+  minion_opts:
+    kgraft.root: {kernel_root}
+  ssh_options:
+    - StrictHostKeyChecking=no
+    - UserKnownHostsFile={work / "known_hosts"}
+""",
+        encoding="utf-8",
+    )
+    return master.salt_ssh_cli(
+        timeout=180,
+        roster_file=str(roster),
+        target_host="localhost",
+        client_key=str(sshd.config_dir / "client_key"),
+        base_script_args=["--ignore-host-keys"],
+    )
