@@ -3,12 +3,13 @@ The files that a kernel with live patching shows, written by hand: no processes,
 
 ``Kernel`` keeps ``<root>/sys`` and ``<root>/proc`` for unit tests and for the lab. It knows each generation of kGraft and
 of upstream livepatch that differs in its files. A reader at work sees whole files only, as with a kernel: everything is
-written under ``<root>/.new`` and renamed into place.
+written under ``<root>/.new`` and renamed into place, but for one digit that takes the place of another.
 """
 
 import itertools
 import os
 import shutil
+import stat
 from pathlib import Path
 
 BOOT_ID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
@@ -151,11 +152,26 @@ class Kernel:
 
     def write(self, path, content, mode=0o444):
         """Put ``content`` (text or bytes) at ``path`` under the root in one step."""
+        content = _bytes(content)
         target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._fresh()
-        self._fill(fresh, content, mode)
-        os.replace(fresh, target)
+        if len(content) != 2 or not self._overwrite(target, content):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self._fresh()
+            self._fill(fresh, content, mode)
+            os.replace(fresh, target)
+
+    @staticmethod
+    def _overwrite(path, content):
+        """Write where a file of this length is, if one is: whoever holds it open (to write to it) keeps the right file."""
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            about = os.fstat(descriptor)
+            return stat.S_ISREG(about.st_mode) and about.st_size == len(content) == os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
 
     def link(self, path, destination):
         """Put a symbolic link at ``path`` under the root in one step."""
@@ -179,6 +195,8 @@ class Kernel:
         for name, (content, mode) in files.items():
             one = place / name
             one.parent.mkdir(parents=True, exist_ok=True)
+            if mode == 0o200 and one.exists():
+                continue  # only ever written by others
             if content is None:
                 one.mkdir(exist_ok=True)
             elif isinstance(content, Path):
@@ -271,7 +289,8 @@ class Kernel:
                 self.change(patch.name, "applied")
                 if patch.replace_all:
                     for older in list(itertools.takewhile(lambda one: one is not patch, list(self.patches.values()))):
-                        self._retire(older)
+                        if older.active:
+                            self._retire(older)
             elif patch.state == "reverting":
                 self._retire(patch)
                 for older in self.patches.values():
@@ -391,19 +410,50 @@ class Kernel:
         for tid in set(former.threads if former else ()) - set(everyone):
             self._delete(f"proc/{pid}/task/{tid}")
 
+    def real(self, pid, flags, proc="/proc"):
+        """
+        Show a process of this machine: its flags, ``{tid: blocking}``, are ours, all else are links to its real files.
+        """
+        task = self.tasks.get(pid)
+        fresh = [tid for tid in flags if task is None or tid not in task.threads]
+        gone = [tid for tid in task.threads if tid not in flags] if task else []
+        if task is None:
+            task = self.tasks[pid] = Task(pid, {})
+        files = {}
+        for tid in fresh:
+            task.threads[tid] = Thread(flags[tid])
+            for name in ("stat", "status", "stack"):
+                files[f"task/{tid}/{name}"] = (Path(f"{proc}/{pid}/task/{tid}/{name}"), None)
+        for tid in gone:
+            del task.threads[tid]
+        if fresh:
+            if pid in fresh:
+                for name in ("stat", "status", "cgroup", "cmdline"):
+                    files[name] = (Path(f"{proc}/{pid}/{name}"), None)
+            self._write_tree(f"proc/{pid}", dict(files, **self._flag_files(task)))
+        for tid in gone:
+            self._delete(f"proc/{pid}/task/{tid}")
+        for tid, blocking in flags.items():
+            self.flag(pid, blocking, tid)
+
     def flag(self, pid, blocking, tid=None):
         """Set or clear the flag of one thread (default: the leader)."""
         task = self.tasks[pid]
-        thread = task.threads[pid if tid is None else tid]
-        if thread.blocking != blocking:
-            thread.blocking = blocking
-            for name, (content, mode) in self._flag_files(task).items():
-                self.write(f"proc/{pid}/{name}", content, mode)
+        tid = pid if tid is None else tid
+        if task.threads[tid].blocking != blocking:
+            task.threads[tid].blocking = blocking
+            files = self._flag_files(task)
+            for name in (f"task/{tid}/{self._flag_name()}", self._flag_name()):
+                if name in files:
+                    self.write(f"proc/{pid}/{name}", *files[name])
 
     def exit(self, pid):
         """A process ends and is reaped."""
         del self.tasks[pid]
         self._delete(f"proc/{pid}")
+
+    def _flag_name(self):
+        return "kgr_in_progress" if self.abi == "kgraft" else "patch_state"
 
     def _flag_files(self, task):
         """Only the flags: ``{path below proc/<pid>: (content, mode)}``."""
