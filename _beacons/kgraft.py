@@ -1,0 +1,444 @@
+"""
+Events when a live patch starts, ends, or does not get through
+
+The master hears ``salt/beacon/<minion>/kgraft/<tag>``; the payload is flat:
+
+=============  ================================================================================================
+``started``    a transition runs
+``finished``   it is over: ``seconds`` it took, ``observed`` (False: it came and went between two looks)
+``stuck``      it has run for ``stuck_after`` seconds: ``seconds`` so far, ``times`` said, ``tasks`` that block,
+               their ``count``, ``complete`` (False: there may be more), as ``kgraft.blocking`` gives them
+``error``      the beacon could not look or could not remember: ``error`` says what; once until it passes
+=============  ================================================================================================
+
+Each carries ``transition`` (an id that no other transition of this machine has), ``abi``, ``direction``, ``patch``,
+``active``, ``kernelrelease``, ``boot_id``, and Salt's own ``id``.
+
+An event is sent at least once, also over a restart or a kill of the minion and over refreshes. What is sent again is
+the same event: same ``transition``, tag and ``times``. What happens while the minion is not connected is dropped by
+Salt.
+
+.. code-block:: yaml
+
+    beacons:
+      kgraft:
+        - stuck_after: 120
+        - remind: 3600
+
+:depends: the execution module ``kgraft``
+:platform: Linux
+"""
+
+import copy
+import difflib
+import json
+import os
+import time
+from urllib.parse import quote
+
+import salt.utils.beacons
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "kgraft"
+
+DEFAULTS = {"stuck_after": 120, "remind": 3600}
+YEAR = 366 * 24 * 3600
+SWITCHES = ("enabled", "run_once", "disable_during_state_run")
+SALTS_OWN = ("interval", "beacon_module") + SWITCHES
+
+# What stays true from look to look, and how to know a file that holds it.
+FRESH = {"kernel": {}, "transition": None, "count": 0, "errors": {}, "outbox": []}
+KERNEL = ("abi", "active", "boot_id", "kernelrelease")
+TRANSITION = ("id", "direction", "patch", "since", "times", "told")
+LARGEST_FILE = 1 << 20
+
+# Salt hands events over to the master after we return and does not say when it is done; for this long (seconds) a new
+# minion process sends them again.
+HAND_OVER = 10
+
+# A refresh of any kind executes this file again, in the same namespace: what it finds there survives until a restart.
+KEPT = globals().get("KEPT", {})  # {path: (memory, its text in the file)}
+
+
+def __virtual__():
+    if "kgraft.status" in __salt__:
+        return __virtualname__
+    return False, "The kgraft beacon asks the execution module kgraft (_modules/kgraft.py), which is not loaded."
+
+
+def validate(config):
+    """
+    Tell whether Salt's beacon loop and this beacon can work with ``config``.
+
+    config
+        The beacon's configuration, as the user wrote it.
+
+    Returns ``(True, text)``, or ``(False, text)`` where the text says what to write instead. Never raises.
+    """
+    refusal = _refusal(config)
+    return refusal is None, refusal or "Valid beacon configuration"
+
+
+def beacon(config):
+    """
+    Look once at the kernel and tell what changed since the last look.
+
+    config
+        A list of options, each an item of its own:
+
+        stuck_after
+            Seconds after which a transition counts as stuck, from the first look that saw it. The kernel itself
+            may need a minute on a healthy machine. Default: ``120``
+
+        remind
+            Seconds after which a stuck transition is told again, with ``times`` 2, 3 … Salt drops what happens while
+            a minion is offline, so one alarm may get lost. ``0``: never. Default: ``3600``
+
+        Salt's own ``interval`` (seconds between two looks; default: every second), ``disable_during_state_run``,
+        ``beacon_module``, ``enabled`` and ``run_once`` work as in any beacon.
+
+    Returns the list of events, each with its ``tag``. Never raises for a kernel that cannot be looked at: that is the
+    event ``error``.
+
+    .. code-block:: yaml
+
+        beacons:
+          kgraft:
+            - stuck_after: 120
+            - remind: 3600
+            - disable_during_state_run: True
+    """
+    options = dict(DEFAULTS, **salt.utils.beacons.list_to_dict(config))
+    path = _memory_path(options.get("_beacon_name", __virtualname__))
+    # Since boot, and no clock that anybody sets.
+    now = round(time.monotonic(), 3)
+    memory, events, problems = _recall(path, now)
+    try:
+        status, patch = _look(memory)
+    except CommandExecutionError as err:
+        problems["look"] = str(err)
+    else:
+        problems["look"] = None
+        events += _edges(memory, status, patch, now)
+        events += _stuck(memory, options, now, problems)
+    events += _complaints(memory, problems)
+    return _hand_over(path, memory, events, now)
+
+
+# -- the configuration
+
+
+def _refusal(config):
+    if isinstance(config, dict):
+        return "The kgraft beacon needs a list, not a mapping: put '- ' before each option, as in '- stuck_after: 120'."
+    if not isinstance(config, list):
+        return f"The kgraft beacon needs a list of options, as in '- stuck_after: 120', or [], not {_show(config)}."
+    given = set()
+    for item in config:
+        if not isinstance(item, dict):
+            return (
+                f"Write an option of the kgraft beacon as 'name: value', as in '- stuck_after: 120', not {_show(item)}."
+            )
+        # To take its own options out of a list, Salt deletes the whole item they stand in.
+        if len(item) > 1 and any(name in SALTS_OWN for name in item):
+            return "Salt drops what shares a list item with its own options: write each option as an item of its own."
+        for name, value in item.items():
+            refusal = _refusal_of_option(name, value, given)
+            if refusal:
+                return refusal
+            given.add(name)
+    return None
+
+
+def _refusal_of_option(name, value, given):
+    known = sorted(tuple(DEFAULTS) + SALTS_OWN)
+    if name == "_beacon_name":
+        return None
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
+        return "The kgraft beacon has no option {}: {}".format(
+            _show(name), f"write {near[0]}." if near else "it has {}.".format(", ".join(known))
+        )
+    if name in given:
+        return f"The option {name} is given twice: write it once."
+    if name in SWITCHES:
+        allowed = "True or False" if not isinstance(value, bool) else None
+    elif name == "beacon_module":
+        allowed = __virtualname__ if value != __virtualname__ else None
+    else:
+        lowest, words = (0, "or 0 for never") if name == "remind" else (0.001, "above 0")
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= YEAR
+        allowed = None if fits else f"a number of seconds, {words}, at most a year, without quotes"
+    return None if allowed is None else f"The option {name} is {_show(value)}: write {allowed}."
+
+
+def _show(value):
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # too deep, or a number of more digits than Python likes to print
+        return type(value).__name__
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+# -- one look
+
+
+def _look(memory):
+    """Return the kernel's status and the name of the patch in transition, None where nothing new is to be known."""
+    status = __salt__["kgraft.status"]()
+    if status["state"] != "in_progress" and memory["transition"] is None and _patches_differ(memory["kernel"], status):
+        # The kernel's files are read one after the other: a start in between looks like a change with no transition.
+        status = __salt__["kgraft.status"]()
+    if status["state"] != "in_progress":
+        return status, None
+    running = memory["transition"]
+    known = (
+        running
+        and running["patch"]
+        and running["direction"] == status["direction"]
+        and memory["kernel"]["boot_id"] == status["boot_id"]
+        and not _patches_differ(memory["kernel"], status)
+    )
+    return status, None if known else _moving(memory["kernel"], status)
+
+
+def _moving(before, status):
+    for name, patch in __salt__["kgraft.patches"]().items():
+        if patch["state"] in ("applying", "reverting"):
+            return name
+    # Right at load the kernel shows no function as being applied yet, and functions of absent modules never are.
+    return _difference(before, status)[0] if _patches_differ(before, status) else None
+
+
+def _patches_differ(before, status):
+    return bool(before) and before["boot_id"] == status["boot_id"] and set(before["active"]) != set(status["active"])
+
+
+def _difference(before, status):
+    """Return the patch that came or, if none came, went, and the direction."""
+    came = [name for name in status["active"] if name not in before["active"]]
+    went = [name for name in before["active"] if name not in status["active"]]
+    return (came[-1], "apply") if came else (went[-1], "revert")
+
+
+# -- from looks to events
+
+
+def _edges(memory, status, patch, now):
+    events = []
+    before = memory["kernel"]
+    if before.get("boot_id") != status["boot_id"]:
+        memory["transition"] = None
+    kernel = memory["kernel"] = {key: status[key] for key in KERNEL}
+    running = memory["transition"]
+    if status["state"] == "in_progress":
+        if running and _another(running, status["direction"], patch):
+            events.append(_event("finished", kernel, running, seconds=_seconds(running, now), observed=False))
+            running = None
+        if running is None:
+            running = _transition(memory, status["direction"], patch, now)
+            events.append(_event("started", kernel, running))
+        running["direction"] = running["direction"] or status["direction"]
+        running["patch"] = running["patch"] or patch
+        memory["transition"] = running
+    elif running:
+        events.append(_event("finished", kernel, running, seconds=_seconds(running, now), observed=True))
+        memory["transition"] = None
+    elif _patches_differ(before, status):
+        patch, direction = _difference(before, status)
+        unseen = _transition(memory, direction, patch, now)
+        events.append(_event("finished", kernel, unseen, seconds=None, observed=False))
+    return events
+
+
+def _another(running, direction, patch):
+    return (patch and running["patch"] and patch != running["patch"]) or (
+        direction and running["direction"] and direction != running["direction"]
+    )
+
+
+def _transition(memory, direction, patch, now):
+    memory["count"] += 1
+    return {
+        "id": "{}-{}".format(memory["kernel"]["boot_id"], memory["count"]),
+        "direction": direction,
+        "patch": patch,
+        "since": now,
+        "times": 0,
+        "told": now,
+    }
+
+
+def _seconds(running, now):
+    return round(max(0.0, now - running["since"]), 1)
+
+
+def _stuck(memory, options, now, problems):
+    running = memory["transition"]
+    if running is None:
+        return []
+    wait = options["remind"] if running["times"] else options["stuck_after"]
+    if running["times"] and not wait or now - running["told"] < wait:
+        return []
+    try:
+        # A beacon holds up the minion's main loop: a list cut short is better than a minion that does not answer.
+        blocking = __salt__["kgraft.blocking"](budget=0.2)
+    except CommandExecutionError as err:
+        problems["blocking"] = str(err)
+        blocking = {"state": "in_progress", "tasks": [], "count": None, "complete": False}
+    else:
+        problems["blocking"] = None
+    if blocking["state"] != "in_progress":
+        return []
+    running["times"] += 1
+    running["told"] = now
+    found = {key: blocking[key] for key in ("tasks", "count", "complete")}
+    return [_event("stuck", memory["kernel"], running, seconds=_seconds(running, now), times=running["times"], **found)]
+
+
+def _complaints(memory, problems):
+    """
+    Return an ``error`` event for each problem that was not told yet. ``problems`` holds what each source ran into, None
+    where it worked again; a source that was not tried is not in it.
+    """
+    events = []
+    for source, problem in sorted(problems.items()):
+        if problem is None:
+            memory["errors"].pop(source, None)
+        elif problem not in memory["errors"].setdefault(source, []):
+            memory["errors"][source].append(problem)
+            events.append(_event("error", memory["kernel"], memory["transition"], error=problem))
+    return events
+
+
+def _event(tag, kernel, running, **more):
+    running = running or {}
+    event = {"tag": tag, "transition": running.get("id")}
+    event.update((key, kernel.get(key)) for key in KERNEL)
+    event.update((key, running.get(key)) for key in ("direction", "patch"))
+    event.update(more)
+    return event
+
+
+# -- the memory
+
+
+def _memory_path(name):
+    return os.path.join(__opts__["cachedir"], "kgraft_beacon_{}.json".format(quote(name, safe="")))
+
+
+def _recall(path, now):
+    """
+    Return the memory, the events that a former process may not have got through to the master, and problems.
+    """
+    if path in KEPT:
+        return copy.deepcopy(KEPT[path][0]), [], {}
+    memory, problem = _read(path)
+    events = [event for _, event in memory["outbox"]]
+    memory["outbox"] = []
+    if memory["transition"]:
+        # Behind us, whatever became of the clock: a container may come back with another one.
+        for key in ("since", "told"):
+            memory["transition"][key] = min(memory["transition"][key], now)
+    return memory, events, {"memory": problem} if problem else {}
+
+
+def _read(path):
+    """Return the memory in the file, or a fresh one and, if there was a file, what was wrong with it."""
+    # An id must not come twice when the memory is lost, so a fresh one counts from the present second.
+    fresh = dict(copy.deepcopy(FRESH), count=int(time.time()))
+    try:
+        with open(path, encoding="utf-8") as file:
+            memory = json.loads(file.read(LARGEST_FILE))
+    except FileNotFoundError:
+        return fresh, None
+    except OSError as err:
+        why = err.strerror
+    except (ValueError, RecursionError):
+        why = "it is torn or not a beacon's"
+    else:
+        if _is_memory(memory):
+            return memory, None
+        why = "it is not of this beacon"
+    try:
+        os.replace(path, path + ".aside")
+    except OSError as err:
+        return fresh, f"cannot use the memory {path} ({why}), nor set it aside: {err.strerror}"
+    return fresh, f"cannot use the memory ({why}), which now lies in {path}.aside: events may be missing"
+
+
+def _is_memory(thing):
+    def number(value):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+
+    def word(value):
+        return value is None or isinstance(value, str)
+
+    def words(value):
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+    if not isinstance(thing, dict) or set(thing) != set(FRESH):
+        return False
+    if any(not isinstance(thing[key], type(value)) for key, value in FRESH.items() if value is not None):
+        return False
+    kernel, running = thing["kernel"], thing["transition"]
+    if kernel and (
+        set(kernel) != set(KERNEL)
+        or not words(kernel["active"])
+        or not all(word(kernel[key]) for key in KERNEL if key != "active")
+    ):
+        return False
+    if running is not None and (
+        not kernel
+        or not isinstance(running, dict)
+        or set(running) != set(TRANSITION)
+        or not all(word(running[key]) for key in ("id", "direction", "patch"))
+        or not all(number(running[key]) for key in ("since", "times", "told"))
+    ):
+        return False
+    return (
+        number(thing["count"])
+        and all(words(value) for value in thing["errors"].values())
+        and all(
+            isinstance(entry, list)
+            and len(entry) == 2
+            and number(entry[0])
+            and isinstance(entry[1], dict)
+            and isinstance(entry[1].get("tag"), str)
+            for entry in thing["outbox"]
+        )
+    )
+
+
+def _hand_over(path, memory, events, now):
+    """Remember, then return the events: who dies in between has them in the file and sends them again."""
+    memory["outbox"] = [[when, event] for when, event in memory["outbox"] if 0 <= now - when < HAND_OVER]
+    memory["outbox"] += [[now, event] for event in events]
+    memory["errors"].pop("memory", None)
+    saved = KEPT[path][1] if path in KEPT else None
+    text = json.dumps(memory, sort_keys=True)
+    if text != saved or not os.path.exists(path):
+        try:
+            _write(path, text)
+            saved = text
+        except OSError as err:
+            # Until it works again this process remembers for itself; only a restart would tell things twice.
+            saved = None
+            told = KEPT[path][0]["errors"].get("memory") if path in KEPT else None
+            memory["errors"]["memory"] = told or []
+            problem = f"cannot write the memory {path}: {err.strerror}"
+            events += _complaints(memory, {"memory": problem})
+    KEPT[path] = (memory, saved)
+    # Salt changes what it gets.
+    return copy.deepcopy(events)
+
+
+def _write(path, text):
+    # Not salt.utils.atomicfile: it passes over an error of flush, and a full disk is one.
+    beside = path + ".new"
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(beside, path)
