@@ -1,0 +1,168 @@
+"""
+A kernel with live patching in user space, over real processes: it is not a kernel. ``python -m lab --help`` tells more.
+
+.. code-block:: python
+
+    with Lab(root, period=0.2, run=["sleep 600"]) as lab:
+        lab.load("kgraft-patch-2-2_1")
+"""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+class Lab:
+    """
+    A running lab, from ``with`` to the end of its block.
+
+    root
+        a directory to itself; this is what ``kgraft.root`` gets
+    abi
+        ``kgraft`` or ``livepatch``
+    period
+        seconds from one check of the kernel to the next; default: 2, or 1 for livepatch
+    fake_signal
+        the kernel wakes sleepers itself; default: not kGraft, but livepatch (every 15th check)
+    run
+        commands (text, or a list of arguments) whose processes are watched, and ended with the lab
+    pids
+        other processes to watch; they are never signalled
+    old
+        kGraft on 3.12: zombies hold a patch up
+    stuck_threads
+        names of kernel threads that never cross
+    install
+        names of patches that ``modprobe`` finds
+    release
+        what ``uname -r`` would say
+    """
+
+    def __init__(
+        self,
+        root,
+        abi="kgraft",
+        *,
+        period=None,
+        fake_signal=None,
+        run=(),
+        pids=(),
+        old=False,
+        stuck_threads=(),
+        install=(),
+        release=None,
+    ):
+        self.root = Path(root).resolve()
+        self.abi = abi
+        self.children = []
+        self._process = None
+        self._command = [sys.executable, "-m", "lab", str(self.root), "--abi", abi]
+        commands = [command if isinstance(command, str) else shlex.join(map(str, command)) for command in run]
+        for option, values in (
+            ("--run", commands),
+            ("--pid", pids),
+            ("--stuck-thread", stuck_threads),
+            ("--install", install),
+            ("--period", [period] if period else []),
+            ("--release", [release] if release else []),
+        ):
+            self._command += [f"{option}={value}" for value in values]
+        if fake_signal is not None:
+            self._command.append("--fake-signal" if fake_signal else "--no-fake-signal")
+        if old:
+            self._command.append("--old")
+
+    def __enter__(self):
+        self.root.mkdir(parents=True, exist_ok=True)
+        environ = dict(os.environ, PYTHONPATH=str(HERE.parent))
+        with open(self.root / "lab.out", "wb") as out:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environ
+            )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.children = self._ask("about")["children"]
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.__exit__()
+                    raise RuntimeError(f"the lab did not start: {(self.root / 'lab.out').read_text()}") from None
+                time.sleep(0.01)
+            else:
+                return self
+
+    def __exit__(self, *problem):
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    @property
+    def environ(self):
+        """The environment in which ``modprobe`` and its like are the lab's."""
+        return dict(os.environ, KGRAFT_LAB=str(self.root), PATH=f"{HERE / 'bin'}:{os.environ['PATH']}")
+
+    @property
+    def log(self):
+        """What the kernel said so far, as lines without their time."""
+        return [line.partition("] ")[2] for line in self.kernel_log().splitlines()]
+
+    def kernel_log(self):
+        """What ``dmesg`` would show."""
+        try:
+            return (self.root / "kernel.log").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def load(self, name, **patch):
+        """insmod; ``functions`` and ``replace_all`` as ``files.Kernel.patch`` has them. Refusals are ``OSError``."""
+        self._ask("load", name=name, **patch)
+
+    def revert(self, name):
+        """What a write to ``revert`` or ``enabled`` does, with its errno as ``OSError``."""
+        self._ask("revert", name=name)
+
+    def unload(self, name):
+        """rmmod."""
+        self._ask("unload", name=name)
+
+    def force(self, name):
+        """livepatch: what a write to ``force`` does, with its errno as ``OSError``."""
+        self._ask("force", name=name)
+
+    def unstick(self, name):
+        """The stuck kernel thread ``name`` crosses after all."""
+        self._ask("unstick", name=name)
+
+    def watch(self, pid):
+        """Watch one more process, from the next start on."""
+        self._ask("watch", pid=pid)
+
+    def _ask(self, order, **about):
+        here = os.open(self.root, os.O_PATH)  # a socket's path may have 107 bytes, the root more
+        try:
+            with socket.socket(socket.AF_UNIX) as talk:
+                talk.settimeout(30)
+                talk.connect(f"/proc/self/fd/{here}/lab.sock")
+                with talk.makefile("rw") as lines:
+                    lines.write(json.dumps(dict(about, order=order)) + "\n")
+                    lines.flush()
+                    answer = json.loads(lines.readline())
+        finally:
+            os.close(here)
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["error"])
+        return answer["answer"]

@@ -242,7 +242,7 @@ class Kernel:
     def remove(self, name):
         """Unload a patch: its directory, its module."""
         patch = self.patches.pop(name)
-        self._delete(self._directory(patch))
+        self._delete(self.directory(patch))
         self._delete(f"sys/module/{patch.module}")
         self._write_modules()
 
@@ -305,7 +305,7 @@ class Kernel:
         self.change(patch.name, "inactive")
         if self.abi == "livepatch" and self.has_transition:
             # The directory vanishes, the module stays loaded until rmmod.
-            self._delete(self._directory(patch))
+            self._delete(self.directory(patch))
 
     def target(self):
         """livepatch: the ``patch_state`` that tasks move to, None when no transition runs."""
@@ -314,13 +314,13 @@ class Kernel:
                 return int(patch.state == "applying")
         return None
 
-    def _directory(self, patch):
-        # kGraft names it as the file of the module, livepatch as the module.
-        return f"sys/kernel/{self.abi}/{patch.name if self.abi == 'kgraft' else patch.module}"
+    def directory(self, patch):
+        """Where a patch lies: kGraft names it as the file of the module, livepatch as the module."""
+        return self.sys / str(self.abi) / (patch.name if self.abi == "kgraft" else patch.module)
 
     def _show(self, patch):
         files = self._kgraft_files(patch) if self.abi == "kgraft" else self._livepatch_files(patch)
-        self._write_tree(self._directory(patch), files)
+        self._write_tree(self.directory(patch), files)
         self.write(f"sys/module/{patch.module}/refcnt", f"{int(patch.active)}\n")
         self._write_modules()
         self._show_flags()

@@ -1,0 +1,288 @@
+"""
+The lab at work: one loop that looks at the processes, at the files that users write to, and at a socket for orders.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+from lab import files, procfs, rules
+
+MARKER = ".kgraft-lab"
+SOCKET = "lab.sock"
+LOG = "kernel.log"
+PERIOD = {"kgraft": 2.0, "livepatch": 1.0}
+RELEASE = {"kgraft": "4.4.180-94.100-default", "livepatch": "6.4.0-150600.23.25-default"}
+LOOK = 0.02  # seconds between two looks at the flagged threads
+IDLE = 0.05  # and when nothing is flagged
+SHOW = 0.25  # seconds between two looks for new and gone processes
+START = 1  # seconds that children get at most until they sleep,
+QUIET = 0.1  # which is when they did not move for so long
+
+
+def prepare(root):
+    """Make ``root`` ours: a directory of its own, or one where a lab was before."""
+    root = Path(root).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    marker = root / MARKER
+    if not marker.exists() and ((root / "proc").exists() or (root / "sys").exists()):
+        raise SystemExit(f"{root} has a proc or sys of its own: the lab needs a directory to itself")
+    marker.touch()
+    for name in ("proc", "sys", ".new"):
+        shutil.rmtree(root / name, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(root / LOG)
+    return root
+
+
+class Controls:
+    """
+    The files that a user writes to.
+
+    They are ordinary files here: what was written is found a moment later and put back. So the outcome is the kernel's,
+    but a refused write does not fail with its errno; the log tells.
+    """
+
+    def __init__(self, kernel, law, log):
+        self.kernel = kernel
+        self.law = law
+        self.log = log
+        self.empty = 0
+        self.settle()
+
+    def poll(self):
+        if self.kernel.abi == "kgraft":
+            self._in_progress()
+        for patch in list(self.kernel.patches.values()):
+            directory = self.kernel.directory(patch)
+            if self.kernel.abi == "kgraft":
+                if self._taken(directory / "revert"):
+                    self._try(directory / "revert", self.law.revert, patch.name)
+            elif patch.active:
+                self._enabled(directory / "enabled", patch)
+                if self._taken(directory / "force").strip() == b"1":
+                    self._try(directory / "force", self.law.force, patch.name)
+
+    def settle(self):
+        """Remember what we wrote ourselves."""
+        if self.kernel.abi == "kgraft":
+            self.seen = (self.kernel.sys / "kgraft/in_progress").stat().st_mtime_ns
+
+    def _try(self, path, order, *arguments):
+        try:
+            order(*arguments)
+        except OSError as err:
+            name = errno.errorcode.get(err.errno, "?")
+            self.log(f"lab: a write to {path.relative_to(self.kernel.root)} would have failed with {name}: {err.strerror}")
+
+    @staticmethod
+    def _taken(path):
+        try:
+            content = path.read_bytes()
+            if content:
+                os.truncate(path, 0)
+        except FileNotFoundError:
+            return b""
+        return content
+
+    def _in_progress(self):
+        path = self.kernel.sys / "kgraft/in_progress"
+        expected = b"1\n" if self.law.running else b"0\n"
+        content = path.read_bytes()
+        if content == expected and path.stat().st_mtime_ns == self.seen:
+            return
+        if not content and self.empty < 3:
+            self.empty += 1  # opened with O_TRUNC, not written yet
+            return
+        self.empty = 0
+        if content.startswith(b"0"):
+            self.law.drop_flags()
+        self.kernel.in_progress(bool(self.law.running))
+
+    def _enabled(self, path, patch):
+        content = path.read_bytes()
+        expected = b"1\n" if patch.state in ("applying", "applied") else b"0\n"
+        if content in (expected, b""):
+            return
+        if content[:1] in (b"0", b"1") and content[:1] != expected[:1]:
+            self._try(path, self.law.enable, patch.name, content[:1] == b"1")
+        if patch.active:
+            now = patch.state in ("applying", "applied")
+            self.kernel.write(path.relative_to(self.kernel.root), f"{int(now)}\n", 0o644)
+
+
+class Server:
+    def __init__(self, root, options):
+        self.options = options
+        self.kernel = files.Kernel(
+            root, options.abi, release=options.release or RELEASE[options.abi], boot_id=str(uuid.uuid4())
+        )
+        self.processes = procfs.Processes(everything=options.all, cgroups=options.cgroup)
+        self.children = []
+        self.stopping = False
+        # Pid 1 must be there for a reader to believe that he sees all; it is the real one, and not watched.
+        self.kernel.exit(2)
+        self.kernel.exit(1)
+        self.kernel.real(1, {1: False})
+        (self.kernel.proc / "1/ns").mkdir()
+        self.kernel.link("proc/1/ns/pid", files.INIT_PID_NAMESPACE)
+        self.started = time.monotonic()
+        self.law = rules.Rules(
+            self.kernel,
+            self.processes,
+            period=options.period or PERIOD[options.abi],
+            fake_signal=options.abi == "livepatch" if options.fake_signal is None else options.fake_signal,
+            old=options.old,
+            stuck_threads=options.stuck_thread,
+            log=self.log,
+        )
+        self.controls = Controls(self.kernel, self.law, self.log)
+        for name in options.install:
+            installed = self.kernel.root / "lib/modules" / self.kernel.release / options.abi / f"{name}.ko"
+            installed.parent.mkdir(parents=True, exist_ok=True)
+            installed.touch()
+
+    def log(self, line):
+        if line:
+            line = f"[{time.monotonic() - self.started:12.6f}] {line}"
+            print(line, flush=True)
+            with open(self.kernel.root / LOG, "a", encoding="utf-8") as log:
+                log.write(line + "\n")
+
+    def run(self, listening):
+        """Serve until told to stop; leaves no process of ours behind."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._stop)
+        try:
+            for command in self.options.run:
+                # A session of its own, by which its descendants are known and ended.
+                child = subprocess.Popen(shlex.split(command), stdin=subprocess.DEVNULL, start_new_session=True)
+                self.children.append(child)
+                self.processes.sessions.add(child.pid)
+            if self.children:
+                self._let_them_start()
+            for pid in self.options.pid:
+                self.processes.watch(pid)
+            self._serve(listening)
+        finally:
+            self._end_children()
+
+    def _let_them_start(self):
+        """Who still loads its libraries would cross at once: be ready when all sleep (or are busy by nature)."""
+        deadline = time.monotonic() + START
+        former, since = None, 0
+        while time.monotonic() < deadline and not self.stopping:
+            looks = [self.processes.look(pid, tid) for pid in self.processes.watched() for tid in self.processes.threads(pid)]
+            if looks != former:
+                former, since = looks, time.monotonic()
+            elif time.monotonic() - since > QUIET:
+                break
+            time.sleep(LOOK)
+
+    def _stop(self, number, frame):
+        self.stopping = True
+
+    def _serve(self, listening):
+        shown = 0
+        while not self.stopping:
+            began = time.monotonic()
+            self.controls.poll()
+            self.law.tick()
+            if began - shown >= SHOW:
+                shown = began
+                for child in self.children:
+                    child.poll()
+                self.law.show()
+            self.controls.settle()
+            # On a machine full of watched processes a look takes its time: at most a third of a core is ours.
+            pause = max(LOOK if self.law.running else IDLE, 2 * (time.monotonic() - began))
+            if select.select([listening], [], [], pause)[0]:
+                with contextlib.suppress(OSError), listening.accept()[0] as talk:
+                    self._answer(talk)
+
+    def _answer(self, talk):
+        talk.settimeout(2)
+        with talk.makefile("rw") as lines:
+            request = lines.readline()
+            # Who has the answer sees the files that go with it.
+            lines.write(json.dumps(self._obey(request)) + "\n")
+
+    def _obey(self, request):
+        try:
+            request = json.loads(request)
+            return {"answer": self._orders()[request.pop("order")](**request)}
+        except OSError as err:
+            return {"errno": err.errno, "error": err.strerror}
+        except (ValueError, KeyError, TypeError) as err:
+            return {"errno": errno.EINVAL, "error": repr(err)}
+
+    def _orders(self):
+        return {
+            "load": self.law.load,
+            "revert": self.law.revert,
+            "unload": self.law.unload,
+            "force": self.law.force,
+            "drop_flags": self.law.drop_flags,
+            "unstick": self.law.unstick,
+            "watch": self._watch,
+            "about": self._about,
+        }
+
+    def _watch(self, pid):
+        self.processes.watch(pid)
+        self.law.show()
+
+    def _about(self):
+        return {"pid": os.getpid(), "children": [child.pid for child in self.children]}
+
+    def _end_children(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for numbers, patience in (((signal.SIGTERM, signal.SIGCONT), 1), ((signal.SIGKILL,), 5)):
+            for pid in self._own():
+                for number in numbers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+            deadline = time.monotonic() + patience
+            while self._own() and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    def _own(self):
+        """The living processes of our children's sessions."""
+        for child in self.children:
+            child.poll()
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        abouts = {pid: procfs.stat(pid) for pid in pids}
+        return [
+            pid
+            for pid, about in abouts.items()
+            if about and about["session"] in self.processes.sessions and about["letter"] not in "ZX"
+        ]
+
+
+def serve(root, options):
+    """Run a lab in ``root`` until SIGTERM or SIGINT."""
+    root = prepare(root)
+    server = Server(root, options)
+    here = os.open(root, os.O_PATH)  # a socket's path may have 107 bytes, the root more
+    path = f"/proc/self/fd/{here}/{SOCKET}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen(64)
+        try:
+            server.run(listening)
+        finally:
+            os.unlink(path)
+            os.close(here)
