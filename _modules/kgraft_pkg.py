@@ -5,8 +5,8 @@ versions there are, what they fix, and how long the kernel gets new ones.
 :depends: zypper and rpm
 :platform: Linux, ``os_family`` Suse
 
-A package is *installed* here. Whether its patch is *loaded* and *settled* is for :mod:`kgraft <saltext.kgraft.modules.kgraft>`
-to say, and the state ``kgraft.applied`` puts the two together.
+A package is *installed* here. Whether its patch is *loaded* and *settled* is for the module ``kgraft`` to say, and the
+state ``kgraft.applied`` puts the two together.
 
 Everything happens under the minion's option ``kgraft.root``, as in ``kgraft``. Questions ask zypper read-only and are
 answered while another zypper runs; where Salt's ``pkg`` does not tell "there is none" from "I could not find out", rpm
@@ -340,7 +340,8 @@ def cves(*cves):
         ``unknown``: nobody names it; this kernel may have never had it, or no fix is out.
         ``unknown: not a CVE number``: nor can it be
 
-    Raises ``CommandExecutionError`` if the kernel, rpm or zypper cannot be asked; ``SaltInvocationError`` without a CVE.
+    Raises ``CommandExecutionError`` if the kernel, rpm or zypper cannot be asked; ``SaltInvocationError`` without any
+    CVE.
 
     CLI Example:
 
@@ -526,8 +527,8 @@ def _told():
     """
     What SUSE's own tools say about the loaded patches, by module: ``{module: {rpm, cves, bugs, source}}``.
 
-    For each one a name, then indented ``key: value`` lines; a value may be ``(none …)``, ``#`` lines may occur, inactive
-    patches have no more than ``active: 0``, and old tools know no ``-v`` here.
+    For each one a name, then indented ``key: value`` lines; a value may be ``(none …)``, ``#`` lines may occur,
+    inactive patches have no more than ``active: 0``, and old tools know no ``-v`` here.
     """
     for tool in ("klp", "kgr"):
         if not salt.utils.path.which(tool):
@@ -574,7 +575,8 @@ def _update_names(package, version):
                 brought[update] = conflict.group(1)
     if version not in brought.values():
         raise CommandExecutionError(
-            f"Nothing says what {package} {version} fixes: it is not loaded, not installed, and no update in a repository brings it"
+            f"Nothing says what {package} {version} fixes: it is not loaded, not installed, "
+            "and no update in a repository brings it"
         )
     upto = [update for update, bringing in brought.items() if _compare(bringing, version) <= 0]
     found = [update for update in _updates("--all") if update["name"] in upto]
