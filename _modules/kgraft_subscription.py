@@ -176,7 +176,7 @@ def register(code_from=None, product=None, url=None, timeout=600, test=False):
     """
     product = _product(product)
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
-        raise SaltInvocationError("timeout is {!r}; it must be a number of seconds above 0".format(timeout))
+        raise SaltInvocationError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
     arguments = ["--product", product]
     if url is not None:
         arguments = ["--url", _url(url)] + arguments
@@ -223,26 +223,23 @@ def deregister(product=None):
     _suseconnect("--de-register", "--product", before["product"], timeout=600)
     after = status(before["product"])
     if after["registered"]:
-        raise CommandExecutionError(
-            "SUSEConnect reported success, but {} is still registered".format(after["product"])
-        )
+        raise CommandExecutionError("SUSEConnect reported success, but {} is still registered".format(after["product"]))
     return after
 
 
 def _product(product):
     if product is None:
         return _product_of_this_system()
-    if not isinstance(product, str) or not re.match(r"[A-Za-z0-9][\w.-]*(/[\w.-]+){2}$", product):
+    if not isinstance(product, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+){2}", product):
         raise SaltInvocationError(
-            "product is {!r}; it must be <name>/<version>/<architecture>, "
-            "such as sle-live-patching/12/x86_64".format(product)
+            f"product is {product!r}; it must be <name>/<version>/<architecture>, such as sle-live-patching/12/x86_64"
         )
     return product
 
 
 def _product_of_this_system():
     names = "{} {}".format(__grains__.get("os"), __grains__.get("osfullname"))
-    release = re.match(r"(12|15)(?:\.(\d+))?$", str(__grains__.get("osrelease")))
+    release = re.fullmatch(r"(12|15)(?:\.(\d+))?", str(__grains__.get("osrelease")))
     if (
         __grains__.get("os_family") != "Suse"
         or re.search("opensuse|leap|tumbleweed|micro", names, re.IGNORECASE)
@@ -258,15 +255,15 @@ def _product_of_this_system():
         name, version = "sle-module-live-patching", release.group(0)
     else:
         # one product served 12 to 12 SP2; from SP3 on each service pack has its own
-        name, version = "sle-live-patching", "12.{}".format(pack) if pack >= 3 else "12"
+        name, version = "sle-live-patching", f"12.{pack}" if pack >= 3 else "12"
     return "{}/{}/{}".format(name, version, __grains__.get("cpuarch"))
 
 
 def _url(url):
-    if not isinstance(url, str) or not re.match(r"https?://[^\s/@?#]+(/[^\s@?#]*)?$", url):
+    if not isinstance(url, str) or not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
         raise SaltInvocationError(
             "url must be that of an SCC, RMT or SMT server, such as https://rmt.example.org, "
-            "without user and password{}".format("" if "@" in str(url) else "; it is {!r}".format(url))
+            "without user and password{}".format("" if "@" in str(url) else f"; it is {url!r}")
         )
     return url
 
@@ -286,17 +283,17 @@ def _code(code_from):
     else:
         raise SaltInvocationError(REFERENCES)
     if code is None or code == "":
-        raise CommandExecutionError("There is no registration code in {}".format(code_from))
+        raise CommandExecutionError(f"There is no registration code in {code_from}")
     if not isinstance(code, str):
         raise CommandExecutionError(
-            "What {} holds is no text; if it is the registration code, quote it in its source, "
-            "for YAML takes digits for a number".format(code_from)
+            f"What {code_from} holds is no text; if it is the registration code, quote it in its source, "
+            "for YAML takes digits for a number"
         )
     code = code.strip()
     # SUSEConnect takes a leading @ or - for a file and for standard input
-    if not re.match(r"[A-Za-z0-9][A-Za-z0-9._+=-]*$", code):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]*", code):
         raise CommandExecutionError(
-            "What {} holds is no registration code: one word of letters, digits and . _ + = - is one".format(code_from)
+            f"What {code_from} holds is no registration code: one word of letters, digits and . _ + = - is one"
         )
     return code
 
@@ -308,7 +305,7 @@ def _code_in_sdb(uri):
         reason = type(err).__name__
     # the driver's words may hold what it read, so they are neither quoted nor chained
     raise CommandExecutionError(
-        "{} could not be resolved ({}); is its profile in the minion's configuration?".format(uri, reason)
+        f"{uri} could not be resolved ({reason}); is its profile in the minion's configuration?"
     )
 
 
@@ -319,7 +316,7 @@ def _code_in_file(path):
         descriptor = os.open(path, flags)
     except OSError as err:
         reason = "it is a symbolic link; name the file itself" if err.errno == errno.ELOOP else err.strerror
-        raise CommandExecutionError("code_from: {} cannot be used: {}".format(path, reason)) from err
+        raise CommandExecutionError(f"code_from: {path} cannot be used: {reason}") from err
     with open(descriptor, "rb") as stream:
         found = os.fstat(stream.fileno())
         if not stat.S_ISREG(found.st_mode):
@@ -330,7 +327,7 @@ def _code_in_file(path):
             reason = "others than root can reach it; make its mode 0600"
         else:
             return stream.read(4096).decode("ascii", "replace")
-    raise CommandExecutionError("code_from: {} cannot be used: {}".format(path, reason))
+    raise CommandExecutionError(f"code_from: {path} cannot be used: {reason}")
 
 
 def _suseconnect(*arguments, code=None, timeout=None):
@@ -357,15 +354,13 @@ def _suseconnect(*arguments, code=None, timeout=None):
         failure = str(err)
     # outside of the except clause: an exception that is chained to ours could carry the code
     if failure is not None:
-        raise CommandExecutionError("SUSEConnect could not be run: {}".format(_words(failure, code=code)))
+        raise CommandExecutionError(f"SUSEConnect could not be run: {_words(failure, code=code)}")
     if not ran["retcode"]:
         return ran["stdout"]
     # Salt's own words for it, with exit code 1 and the command line
     if re.search(r" : Timed out after [\d.]+ seconds$", ran["stdout"]):
         raise CommandExecutionError(
-            "SUSEConnect did not end within {} seconds and was stopped; look at its status before another try".format(
-                timeout
-            )
+            f"SUSEConnect did not end within {timeout} seconds and was stopped; look at its status before another try"
         )
     raise CommandExecutionError(
         "SUSEConnect failed: {} (exit {}). It said: {}".format(

@@ -91,7 +91,7 @@ def registered(name, code_from=None, product=None, url=None, timeout=600):
             # SUSEConnect may have failed half-way
             after = __salt__["kgraft_subscription.status"](before["product"])
         except CommandExecutionError as again:
-            ret["comment"] += "\nWhat is true now could not be found out: {}".format(again)
+            ret["comment"] += f"\nWhat is true now could not be found out: {again}"
             return ret
     if after["status"] != before["status"]:
         ret["changes"] = {before["product"]: {"old": before["status"], "new": after["status"]}}
