@@ -317,8 +317,8 @@ def _code_in_file(path):
     except OSError as err:
         reason = "it is a symbolic link; name the file itself" if err.errno == errno.ELOOP else err.strerror
         raise CommandExecutionError(f"code_from: {path} cannot be used: {reason}") from err
-    with open(descriptor, "rb") as stream:
-        found = os.fstat(stream.fileno())
+    try:
+        found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             reason = "it is no regular file"
         elif found.st_uid != 0:
@@ -326,7 +326,9 @@ def _code_in_file(path):
         elif found.st_mode & 0o077:
             reason = "others than root can reach it; make its mode 0600"
         else:
-            return stream.read(4096).decode("ascii", "replace")
+            return os.read(descriptor, 4096).decode("ascii", "replace")
+    finally:
+        os.close(descriptor)
     raise CommandExecutionError(f"code_from: {path} cannot be used: {reason}")
 
 
