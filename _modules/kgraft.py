@@ -1083,7 +1083,7 @@ def _available():
 def _modules():
     """Module → reference count, oldest first; /proc/modules lists the newest first."""
     try:
-        lines = _text(_read(_path("proc", "modules"))).splitlines()
+        lines = _text(_read(_path("proc", "modules"))).split("\n")
     except _Gone:  # a recorded tree may lack it
         lines = []
     rows = [line.split() for line in reversed(lines)]
@@ -1269,7 +1269,7 @@ def _thread(proc, tid=None):
 
 
 def _fields(path):
-    rows = (line.partition(":") for line in _text(_read(path)).splitlines())
+    rows = (line.partition(":") for line in _text(_read(path)).split("\n"))
     return {key: value.strip() for key, _, value in rows}
 
 
@@ -1297,7 +1297,7 @@ def _user(fields, proc):
 def _unit(proc):
     """The system unit as ``ps -o unit`` has it: the first below the slices."""
     try:
-        lines = _text(_read(os.path.join(proc, "cgroup"))).splitlines()
+        lines = _text(_read(os.path.join(proc, "cgroup"))).split("\n")
     except _Gone:
         _still_there(proc)
         return None
