@@ -33,7 +33,7 @@ class Lab:
         the kernel wakes sleepers itself; default: not kGraft, but livepatch (every 15th check)
     run
         commands (text, or a list of arguments) whose processes are watched, and ended with the lab
-    pids
+    pids, cgroups
         other processes to watch; they are never signalled
     old
         kGraft on 3.12: zombies hold a patch up
@@ -54,6 +54,7 @@ class Lab:
         fake_signal=None,
         run=(),
         pids=(),
+        cgroups=(),
         old=False,
         stuck_threads=(),
         install=(),
@@ -68,6 +69,7 @@ class Lab:
         for option, values in (
             ("--run", commands),
             ("--pid", pids),
+            ("--cgroup", cgroups),
             ("--stuck-thread", stuck_threads),
             ("--install", install),
             ("--period", [period] if period else []),
@@ -109,6 +111,11 @@ class Lab:
     @property
     def pid(self):
         return self._process.pid
+
+    @property
+    def checks(self):
+        """How often the kernel looked whether the transition that runs can end."""
+        return self._ask("about")["checks"]
 
     @property
     def environ(self):

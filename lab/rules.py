@@ -277,8 +277,8 @@ class Rules:
 
     def _end(self):
         word = "unpatching" if self.running.state == "reverting" else "patching"
-        self.kernel.finish()
         self._say(f"kgr: {word} succeeded", f"livepatch: '{self.running.module}': {word} complete")
+        self.kernel.finish()
         self.running = self.due = None
         self.baseline = {}
 

@@ -243,7 +243,7 @@ class Server:
         self.law.show()
 
     def _about(self):
-        return {"pid": os.getpid(), "children": [child.pid for child in self.children]}
+        return {"children": [child.pid for child in self.children], "checks": self.law.checks}
 
     def _end_children(self):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -101,8 +101,20 @@ def _vfork():
     with tempfile.TemporaryDirectory() as directory:
         fifo = os.path.join(directory, "fifo")
         os.mkfifo(fifo)
-        _ready(os.getpid())
-        os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, fifo, os.O_RDONLY, 0)])
+        parent = os.fork()
+        if not parent:
+            os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, fifo, os.O_RDONLY, 0)])
+        wait_until(lambda: procfs.stat(parent)["letter"] == "D" and _asleep(_children(parent)), "a vfork under way")
+    _ready(parent)
+    time.sleep(3600)
+
+
+def _children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def _asleep(pids):
+    return [procfs.stat(pid)["letter"] for pid in pids] == ["S"]
 
 
 def _traced():
