@@ -87,7 +87,8 @@ def sshd(salt_factories):
             "PasswordAuthentication": "no",
             "PubkeyAuthentication": "yes",
             "AuthorizedKeysFile": str(config_dir / "client_key.pub"),
-            "PrintMotd": "no",
+            # scp speaks sftp since OpenSSH 9
+            "Subsystem": "sftp internal-sftp",
         },
         config_dir=config_dir,
     )
