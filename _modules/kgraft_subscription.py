@@ -35,6 +35,14 @@ import salt.utils.path
 import salt.utils.platform
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 
+try:
+    import salt.utils.secret
+
+    # since Salt 3008 pillar.get answers with asterisks where nobody asks for more
+    UNMASKED = {"unmask": True}
+except ImportError:
+    UNMASKED = {}
+
 __virtualname__ = "kgraft_subscription"
 
 # of a line of `SUSEConnect --status`, what is not a secret
@@ -275,7 +283,7 @@ def _code(code_from):
     if not isinstance(code_from, str):
         raise SaltInvocationError(REFERENCES)
     if code_from.startswith("pillar:") and code_from != "pillar:":
-        code = __salt__["pillar.get"](code_from[len("pillar:") :], default=None)
+        code = __salt__["pillar.get"](code_from[len("pillar:") :], default=None, **UNMASKED)
     elif code_from.startswith("sdb://"):
         code = _code_in_sdb(code_from)
     elif re.match(r"(file:)?/", code_from):

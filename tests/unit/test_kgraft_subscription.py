@@ -50,7 +50,7 @@ class Machine:
             raise self.registering
         return self.registering
 
-    def _pillar_get(self, key, default):
+    def _pillar_get(self, key, default, unmask=False):
         return self.pillar.get(key, default)
 
     def _sdb_get(self, uri, strict):
