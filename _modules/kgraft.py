@@ -689,6 +689,8 @@ def _optional(read, path):
         return read(path)
     except _Gone:
         _still_there(os.path.dirname(path))
+        if os.path.lexists(path):  # an empty read is no missing file
+            raise
         return None
 
 
@@ -911,6 +913,8 @@ class _Livepatch:
         enabled = _switch(os.path.join(directory, "enabled"))
         # Kernels 4.0 to 4.11 switch all tasks at once and have no such file.
         moving = _optional(_switch, os.path.join(directory, "transition"))
+        if moving and not enabled:
+            enabled = _being_loaded(os.path.basename(directory))
         states = {(True, True): "applying", (True, False): "applied", (False, True): "reverting"}
         return _Patch(os.path.basename(directory), directory, states.get((enabled, bool(moving)), "inactive"))
 
@@ -1088,6 +1092,18 @@ def _modules():
         lines = []
     rows = [line.split() for line in reversed(lines)]
     return OrderedDict((row[0], row[2]) for row in rows if len(row) > 2)
+
+
+def _being_loaded(module):
+    """
+    A patch that is just being loaded looks like one being disabled, ``transition`` 1 and ``enabled`` 0, until its
+    functions are in place (__klp_enable_patch in kernel/livepatch/core.c; up to 0.3 s on 6.1 and 6.12, emulated). Its
+    module is not live before that.
+    """
+    try:
+        return _read(_path("sys", "module", module, "initstate")) == b"coming\n"
+    except _Gone:
+        return False
 
 
 def _held(module):
