@@ -164,11 +164,12 @@ def available(kernelrelease=None, refresh=False, lock_timeout=300):
     package = name(kernelrelease)
     warnings = _refresh(_deadline(lock_timeout)) if refresh else []
     versions, more = _available(package)
-    for warning in warnings + more:
+    warnings = warnings or more
+    for warning in warnings:
         log.warning(warning)
-    if not versions and warnings + more:
+    if not versions and warnings:
         raise CommandExecutionError(
-            "No readable repository has {}, and not all could be read: {}".format(package, "; ".join(warnings + more))
+            "No readable repository has {}, and not all could be read: {}".format(package, "; ".join(warnings))
         )
     return versions
 
@@ -220,7 +221,7 @@ def install(version=None, allow_downgrade=False, refresh=True, lock_timeout=300)
     warnings = _refresh(deadline) if refresh else []
     old = _installed(package)
     versions, more = _available(package)
-    warnings += [warning for warning in more if warning not in warnings]
+    warnings = warnings or more
 
     new = _chosen(package, version, versions, old, warnings)
     if old and _compare(new, old) < 0 and not allow_downgrade:
@@ -304,7 +305,7 @@ def fixes(version=None):
             if version
             else f"No live patch is active, and {package} is not installed"
         )
-    return _fixes(package, _newest_first(known)[0], here, _told())
+    return _fixes(package, _newest_first(known)[0], here, _told(package))
 
 
 def _fixes(package, version, here, told):
@@ -407,7 +408,8 @@ def _named_by(patches, verdict):
     """Of several patches that name a CVE, the oldest fixed it: taken last, it has the last word."""
     if not patches:
         return {}
-    package, told = name(), _told()
+    package = name()
+    told = _told(package)
     here = _installed(package)
     verdicts = {}
     for module, patch in reversed(list(patches.items())):
@@ -499,15 +501,115 @@ def offered(refresh=False, lock_timeout=300):
         for alias, repository in __salt__["pkg.list_repos"](**_root()).items()
         if repository.get("enabled") is not False and repository.get("name", alias) in names
     )
-    for warning in warnings + more:
+    warnings = warnings or more
+    for warning in warnings:
         log.warning(warning)
-    if not aliases and warnings + more:
+    if not aliases and warnings:
         raise CommandExecutionError(
-            "No readable repository offers live patches, and not all could be read: {}".format(
-                "; ".join(warnings + more)
-            )
+            "No readable repository offers live patches, and not all could be read: {}".format("; ".join(warnings))
         )
     return aliases
+
+
+def loading():
+    """
+    Return whether a package's script loads its patch: ``LIVEPATCH_KERNEL`` in ``/etc/sysconfig/livepatching``.
+
+    Returns ``'always'``, ``'never'`` or ``'auto'``. ``auto``, which loads it except on transactional systems, is also
+    what no file and no value mean.
+
+    Raises ``CommandExecutionError`` if the file cannot be read or holds another word.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_pkg.loading
+    """
+    path = _under("etc/sysconfig/livepatching")
+    try:
+        with salt.utils.files.fopen(path, errors="replace") as lines:
+            words = re.findall(r"^\s*LIVEPATCH_KERNEL=[\"']?([^\s\"'#]*)", lines.read(), re.MULTILINE)
+    except FileNotFoundError:
+        return "auto"
+    except OSError as err:
+        raise CommandExecutionError("Cannot read {}: {}".format(path, err.strerror)) from err
+    # A shell reads it: the last one counts
+    word = words[-1] if words else ""
+    if word not in ("", "always", "never", "auto"):
+        raise CommandExecutionError(
+            "LIVEPATCH_KERNEL in {} is {!r}: it must be always, never or auto".format(path, word)
+        )
+    return word or "auto"
+
+
+def transactional():
+    """
+    Return whether the root file system is read-only, so that only ``transactional-update`` changes its packages.
+
+    Returns True or False.
+
+    Raises ``CommandExecutionError`` if the root cannot be looked at.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_pkg.transactional
+    """
+    root = _under("")
+    try:
+        return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
+    except OSError as err:
+        raise CommandExecutionError("Cannot look at {}: {}".format(root, err.strerror)) from err
+
+
+def elsewhere():
+    """
+    Return the installed live patches of kernels that do not run now. They are loaded when such a kernel boots.
+
+    Returns ``{package: version}``, such as ``{'kgraft-patch-4_4_180-94_107-default': '2-2.1'}``.
+
+    Raises ``CommandExecutionError`` if rpm cannot tell.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_pkg.elsewhere
+    """
+    command = _rpm("-qa", "--queryformat", "%{NAME} %{VERSION}-%{RELEASE}\n", "kgraft-patch-*", "kernel-livepatch-*")
+    if command["retcode"]:
+        raise CommandExecutionError("rpm cannot tell what is installed: {}".format(_words(command)))
+    found = {}
+    for package, version in (line.split() for line in command["stdout"].splitlines()):
+        found.setdefault(package, []).append(version)
+    here = name()
+    return {
+        package: _newest_first(versions)[0]
+        for package, versions in sorted(found.items())
+        if package != here and _LIVE_PATCH.fullmatch(package)
+    }
+
+
+def base():
+    """
+    Return what belongs to live patching beside the patches: the product's release package and the tools.
+
+    Returns ``['sle-live-patching-release', 'kgraft']`` on SUSE Linux Enterprise 12 and
+    ``['sle-module-live-patching-release', 'pattern:lp_sles']`` on 15, as zypper takes them.
+
+    Raises ``CommandExecutionError`` for a kernel that cannot have live patches, with the reason.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_pkg.base
+    """
+    if name().startswith("kgraft-"):
+        return ["sle-live-patching-release", "kgraft"]
+    return ["sle-module-live-patching-release", "pattern:lp_sles"]
 
 
 def _active(*states):
@@ -523,9 +625,10 @@ def _active(*states):
     }
 
 
-def _told():
+def _told(package):
     """
-    What SUSE's own tools say about the loaded patches, by module: ``{module: {rpm, cves, bugs, source}}``.
+    What SUSE's own tools say about the loaded patches, by module: ``{module: {rpm, cves, bugs, source}}``. They know of
+    no ``kgraft.root``: what they say of another kernel's patches is not for us.
 
     For each one a name, then indented ``key: value`` lines; a value may be ``(none …)``, ``#`` lines may occur,
     inactive patches have no more than ``active: 0``, and old tools know no ``-v`` here.
@@ -545,12 +648,13 @@ def _told():
             elif ":" in line:
                 key, value = line.split(":", 1)
                 keys[key.strip()] = value.strip()
-        told = {module: keys for module, keys in told.items() if "RPM" in keys and "CVE" in keys}
-        if told:
-            return {
-                module: dict(_named(" ".join(keys.values())), rpm=keys["RPM"], source=tool)
-                for module, keys in told.items()
-            }
+        ours = {
+            module: dict(_named(" ".join(keys.values())), rpm=keys["RPM"], source=tool)
+            for module, keys in told.items()
+            if "CVE" in keys and keys.get("RPM", "").startswith(package + "-")
+        }
+        if ours:
+            return ours
     return {}
 
 
@@ -609,7 +713,7 @@ def _search(*criteria, kind="package"):
 
 
 def _zypper(*arguments):
-    """Ask zypper; return its XML, and as warnings what it says about repositories that it could not read."""
+    """Ask zypper; return its XML, and as warnings the repositories that it left out, with the reason."""
     command = ["zypper", "--non-interactive", "--no-refresh", "--xmlout"]
     if _root():
         command += ["--root", _root()["root"]]
@@ -619,11 +723,15 @@ def _zypper(*arguments):
         tree = ElementTree.fromstring(answer["stdout"])
     except ElementTree.ParseError as err:
         raise CommandExecutionError(f"zypper {arguments[0]}: {_words(answer)}") from err
-    messages = [_brief(node.text or "") for node in tree.iter("message") if node.get("type") == "error"]
+    messages = [(node.get("type"), _brief(node.text or "")) for node in tree.iter("message")]
+    errors = [text for kind, text in messages if kind == "error"]
     # 6: no repositories; 100 to 103: no failures; 104: nothing found; 106: a repository was left out
     if answer["retcode"] not in (0, 6, 100, 101, 102, 103, 104, 106):
-        raise CommandExecutionError("zypper {}: {}".format(arguments[0], "; ".join(messages) or _words(answer)))
-    return tree, messages if answer["retcode"] == 106 else []
+        raise CommandExecutionError("zypper {}: {}".format(arguments[0], "; ".join(errors) or _words(answer)))
+    if answer["retcode"] != 106:
+        return tree, []
+    left_out = [text for kind, text in messages if kind == "warning"]
+    return tree, [" ".join(left_out + errors[:1]) or "zypper left a repository out"]
 
 
 def _refresh(deadline):
@@ -632,7 +740,7 @@ def _refresh(deadline):
     try:
         __salt__["pkg.refresh_db"](force=False, **_root())
     except CommandExecutionError as err:
-        return [_brief(str(err))]
+        return ["Not every repository could be refreshed: " + _brief(str(err))]
     return []
 
 

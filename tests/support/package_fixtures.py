@@ -1,0 +1,30 @@
+"""
+Fixtures over ``tests.support.packages``; a test file says ``pytest_plugins = ["tests.support.package_fixtures"]``.
+
+``live_patches``    a repository with live patches for three kernels, their updates and kernels (built once a session)
+``new_repository``  ``new_repository("alias")``: an empty repository of one's own, to ``add_…`` to
+``suse``            the root of the test's ``kernel`` as a SUSE machine that has ``live_patches`` enabled
+"""
+
+import pytest
+
+from tests.support.packages import PackageRepository, SuseRoot, standard_repository
+
+
+@pytest.fixture(scope="session")
+def live_patches(tmp_path_factory):
+    """The repository that ``tests.support.packages`` describes. Do not add to it: it is everybody's."""
+    return standard_repository(tmp_path_factory.mktemp("repositories") / "live-patching")
+
+
+@pytest.fixture
+def new_repository(tmp_path_factory):
+    """Return ``new_repository(alias)``, an empty one."""
+    return lambda alias: PackageRepository(tmp_path_factory.mktemp("repositories") / alias)
+
+
+@pytest.fixture
+def suse(kernel, live_patches):
+    """The root of ``kernel`` as a SUSE machine with the repository ``live_patches``."""
+    with SuseRoot(kernel.root, live_patches) as machine:
+        yield machine
