@@ -914,7 +914,7 @@ class _Livepatch:
         # Kernels 4.0 to 4.11 switch all tasks at once and have no such file.
         moving = _optional(_switch, os.path.join(directory, "transition"))
         if moving and not enabled:
-            enabled = _being_loaded(os.path.basename(directory))
+            enabled = _being_loaded(os.path.basename(directory)) or _switch(os.path.join(directory, "enabled"))
         states = {(True, True): "applying", (True, False): "applied", (False, True): "reverting"}
         return _Patch(os.path.basename(directory), directory, states.get((enabled, bool(moving)), "inactive"))
 
