@@ -14,7 +14,7 @@ It is not a kernel and patches nothing.
 
 It keeps ROOT/sys and ROOT/proc as such a kernel would. When a patch is loaded it flags the processes that it watches,
 and clears a thread when it was really switched (its context-switch counters moved), since then it passed the boundary
-between kernel and program. So a sleeper really blocks, SIGSTOP then SIGCONT really frees it, a stopped one really stays.
+between kernel and program. So a sleeper really blocks, SIGSTOP then SIGCONT really frees it, a stopped one stays.
 """
 
 EPILOG = """\
@@ -60,14 +60,16 @@ def parser():
     kernel.add_argument(
         "--fake-signal",
         action=argparse.BooleanOptionalAction,
-        help="the kernel wakes sleepers itself, at each check (kgraft, default: no) or each 15th (livepatch, default: yes)",
+        help="the kernel wakes sleepers itself, at each check (kgraft; default: no) or 15th (livepatch; default: yes)",
     )
     kernel.add_argument("--old", action="store_true", help="kGraft on 3.12: zombies hold a patch up")
     kernel.add_argument(
         "--stuck-thread", action="append", default=[], metavar="NAME", help="a kernel thread with no safe place"
     )
     kernel.add_argument("--release", help="what uname -r would say; default: one of SUSE's")
-    kernel.add_argument("--install", action="append", default=[], metavar="PATCH", help="put PATCH.ko under ROOT/lib/modules")
+    kernel.add_argument(
+        "--install", action="append", default=[], metavar="PATCH", help="put PATCH.ko under ROOT/lib/modules"
+    )
     return arguments
 
 

@@ -1,9 +1,9 @@
 """
 The files that a kernel with live patching shows, written by hand: no processes, no rules, no clock.
 
-``Kernel`` keeps ``<root>/sys`` and ``<root>/proc`` for unit tests and for the lab. It knows each generation of kGraft and
-of upstream livepatch that differs in its files. A reader at work sees whole files only, as with a kernel: everything is
-written under ``<root>/.new`` and renamed into place, but for one digit that takes the place of another.
+``Kernel`` keeps ``<root>/sys`` and ``<root>/proc`` for unit tests and for the lab. It knows each generation of kGraft
+and of upstream livepatch that differs in its files. A reader at work sees whole files only, as with a kernel: everything
+is written under ``<root>/.new`` and renamed into place, but for one digit that takes the place of another.
 """
 
 import itertools
@@ -28,7 +28,14 @@ LETTER_NAMES = {
     "X": "dead",
     "I": "idle",
 }
-COLUMN = {"Function": "{:<20}", "Object": "{:<20}", "Sympos": "{:>6}", "Weak": "{:>4}", "State": "{:>5}", "Fatal": "{:>5}"}
+COLUMN = {
+    "Function": "{:<20}",
+    "Object": "{:<20}",
+    "Sympos": "{:>6}",
+    "Weak": "{:>4}",
+    "State": "{:>5}",
+    "Fatal": "{:>5}",
+}
 
 
 def module_name(patch):
@@ -162,7 +169,7 @@ class Kernel:
 
     @staticmethod
     def _overwrite(path, content):
-        """Write where a file of this length is, if one is: whoever holds it open (to write to it) keeps the right file."""
+        """Write where a file of this length is, if one is: who holds it open (to write to it) keeps the right file."""
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
         except OSError:
@@ -288,7 +295,9 @@ class Kernel:
             if patch.state == "applying":
                 self.change(patch.name, "applied")
                 if patch.replace_all:
-                    for older in list(itertools.takewhile(lambda one: one is not patch, list(self.patches.values()))):
+                    for older in self.patches.values():
+                        if older is patch:
+                            break
                         if older.active:
                             self._retire(older)
             elif patch.state == "reverting":
@@ -433,6 +442,9 @@ class Kernel:
             self._write_tree(f"proc/{pid}", dict(files, **self._flag_files(task)))
         for tid in gone:
             self._delete(f"proc/{pid}/task/{tid}")
+        summary = self._flag_files(task).get(self._flag_name()) if gone and flags else None
+        if summary:
+            self.write(f"proc/{pid}/{self._flag_name()}", *summary)
         for tid, blocking in flags.items():
             self.flag(pid, blocking, tid)
 
@@ -514,12 +526,14 @@ class Kernel:
 
     def _status(self, task, tid, thread):
         ids = "\t".join([str(task.uid)] * 4)
-        return b"Name:\t%s\n" % self._escaped(task.comm) + (
+        name = b"Name:\t%s\n" % self._escaped(task.comm)
+        rest = (
             f"Umask:\t0022\nState:\t{thread.letter} ({LETTER_NAMES.get(thread.letter, 'unknown')})\nTgid:\t{task.pid}\n"
             f"Ngid:\t0\nPid:\t{tid}\nPPid:\t{self._parent(task)}\nTracerPid:\t{thread.tracer}\nUid:\t{ids}\nGid:\t{ids}\n"
             f"FDSize:\t64\nGroups:\t \nThreads:\t{len(task.threads)}\n"
             "voluntary_ctxt_switches:\t1\nnonvoluntary_ctxt_switches:\t0\n"
-        ).encode()
+        )
+        return name + rest.encode()
 
     def _cgroup(self, task):
         if task.unit is None:

@@ -1,8 +1,8 @@
 """
 What a kernel with live patching does, and when: patches begin, tasks cross, transitions end.
 
-``Rules`` decides, ``files.Kernel`` shows it, ``procfs.Processes`` tells what the watched tasks really did. The clock is an
-argument. What is refused raises ``OSError`` with the kernel's own number.
+``Rules`` decides, ``files.Kernel`` shows it, ``procfs.Processes`` tells what the watched tasks really did. The clock is
+an argument. What is refused raises ``OSError`` with the kernel's own number.
 """
 
 import errno
@@ -26,8 +26,8 @@ class Rules:
     period
         seconds between two checks whether the transition can end
     fake_signal
-        the kernel wakes sleepers itself, at each check (kGraft) or each 15th (livepatch). Nothing is sent here: ordinary
-        sleepers count as crossed then, since a stop could outlive a lab that is killed before it continues them
+        the kernel wakes sleepers itself, at each check (kGraft) or each 15th (livepatch). Nothing is sent here:
+        ordinary sleepers count as crossed then, since a stop could outlive a lab that is killed before it continues them
     old
         kGraft on 3.12: a zombie holds the end up
     stuck_threads
@@ -90,7 +90,9 @@ class Rules:
             refuse(errno.EINVAL, f"{name} is not active")
         if self.kernel.abi == "kgraft" and patch.refs:
             refuse(errno.EBUSY, f"{patch.refs} newer patches lie above {name}")
-        self._say(f"kgr: reverting patch '{patch.name}'", f"livepatch: '{patch.module}': starting unpatching transition")
+        self._say(
+            f"kgr: reverting patch '{patch.name}'", f"livepatch: '{patch.module}': starting unpatching transition"
+        )
         self._flag_all()
         self.kernel.revert(patch.name)
         self._begin(patch.name)
@@ -243,7 +245,8 @@ class Rules:
             return
         del self.baseline[pid][tid]
         known = self.kernel.tasks[pid].threads
-        self.kernel.real(pid, {one: thread.blocking for one, thread in known.items() if one != tid}, self.processes.proc)
+        flags = {one: thread.blocking for one, thread in known.items() if one != tid}
+        self.kernel.real(pid, flags, self.processes.proc)
 
     def _clear(self, pid, tid):
         self.baseline.get(pid, {}).pop(tid, None)

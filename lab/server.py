@@ -82,8 +82,8 @@ class Controls:
         try:
             order(*arguments)
         except OSError as err:
-            name = errno.errorcode.get(err.errno, "?")
-            self.log(f"lab: a write to {path.relative_to(self.kernel.root)} would have failed with {name}: {err.strerror}")
+            where, name = path.relative_to(self.kernel.root), errno.errorcode.get(err.errno, "?")
+            self.log(f"lab: a write to {where} would have failed with {name}: {err.strerror}")
 
     @staticmethod
     def _taken(path):
@@ -182,7 +182,8 @@ class Server:
         deadline = time.monotonic() + START
         former, since = None, 0
         while time.monotonic() < deadline and not self.stopping:
-            looks = [self.processes.look(pid, tid) for pid in self.processes.watched() for tid in self.processes.threads(pid)]
+            watched = self.processes.watched()
+            looks = [self.processes.look(pid, tid) for pid in watched for tid in self.processes.threads(pid)]
             if looks != former:
                 former, since = looks, time.monotonic()
             elif time.monotonic() - since > QUIET:

@@ -49,7 +49,7 @@ def settled(lab):
 
 
 def several_checks(lab):
-    """Wait until the kernel looked so often that what can cross did: a fake signal is sent at one check, seen at the next."""
+    """Wait until the kernel looked so often that what can cross did: a fake signal shows one check later."""
     zoo.wait_until(lambda: lab.checks >= 3, "three checks")
 
 
@@ -315,7 +315,8 @@ def test_a_stuck_kernel_thread_is_shown_and_told_apart(tmp_path):
     with running(tmp_path, stuck_threads=["bad_driver"], fake_signal=True) as (lab,):
         lab.load(ONE)
         several_checks(lab)
-        (pid,) = (path.parent.name for path in (lab.root / "proc").glob("*/kgr_in_progress") if path.read_text() == "1\n")
+        flags = (lab.root / "proc").glob("*/kgr_in_progress")
+        (pid,) = (path.parent.name for path in flags if path.read_text() == "1\n")
         fields = read(lab, f"proc/{pid}/stat").split()
         assert fields[1] == "(bad_driver)"
         assert int(fields[8]) & 0x00200000

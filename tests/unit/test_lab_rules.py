@@ -1,0 +1,349 @@
+"""The lab's rules, with processes and a clock of our own: one test for each row of the kernel's life of a patch."""
+
+import errno
+
+import pytest
+
+from lab import procfs
+from lab.rules import Rules
+
+ONE, TWO = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1"
+
+
+class Processes:
+    """As ``procfs.Processes``, from a table ``{pid: {tid: [letter, switches]}}``."""
+
+    proc = "/proc"
+
+    def __init__(self):
+        self.table = {}
+
+    def watched(self):
+        return dict.fromkeys(self.table, 4242)
+
+    def threads(self, pid):
+        return list(self.table.get(pid, {}))
+
+    def look(self, pid, tid):
+        about = self.table.get(pid, {}).get(tid)
+        return about and tuple(about)
+
+    def run(self, pid, tid=None):
+        self.table[pid][tid or pid][1] += 1
+
+
+class World:
+    def __init__(self, kernel, **told):
+        self.kernel = kernel
+        self.processes = Processes()
+        self.now = 100.0
+        self.log = []
+        told.setdefault("period", 2)
+        self.law = Rules(kernel, self.processes, clock=lambda: self.now, log=self.log.append, **told)
+
+    def task(self, pid, letter="S", threads=(), switches=7):
+        self.processes.table[pid] = {tid: [letter, switches] for tid in (pid, *threads)}
+
+    def later(self, seconds):
+        self.now += seconds
+        self.law.tick()
+
+    def read(self, path):
+        return (self.kernel.root / path).read_text()
+
+    def flagged(self, pid, tid=None):
+        return self.read(f"proc/{pid}/{f'task/{tid}/' if tid else ''}kgr_in_progress") == "1\n"
+
+    @property
+    def in_progress(self):
+        return self.read("sys/kernel/kgraft/in_progress") == "1\n"
+
+
+@pytest.fixture
+def world(make_kernel):
+    def make(abi="kgraft", **told):
+        return World(make_kernel(abi), **told)
+
+    return make
+
+
+def refused(order, *arguments):
+    with pytest.raises(OSError) as error:
+        order(*arguments)
+    return error.value.errno
+
+
+def test_insmod_returns_as_soon_as_patching_has_started(world):
+    here = world()
+    here.law.load(ONE)
+    assert here.in_progress
+
+
+def test_an_idle_kernel_clears_at_its_first_check_not_before(world):
+    here = world()
+    here.law.load(ONE)
+    here.later(1.9)
+    assert here.in_progress
+    here.later(0.1)
+    assert not here.in_progress
+
+
+def test_a_flag_clears_when_the_thread_ran_and_the_global_file_at_the_next_check_only(world):
+    here = world()
+    here.task(731)
+    here.law.load(ONE)
+    here.later(2)
+    here.processes.run(731)
+    here.later(0.1)
+    assert not here.flagged(731)
+    assert here.in_progress
+    here.later(1.9)
+    assert not here.in_progress
+
+
+def test_it_never_gives_up_by_itself(world):
+    here = world()
+    here.task(731, "T")
+    here.law.load(ONE)
+    for _ in range(1000):
+        here.later(2)
+    assert here.in_progress
+    assert sum("still in progress" in line for line in here.log) == 1
+
+
+def test_what_ran_between_the_baseline_and_the_flag_has_crossed(world):
+    """The counters are read first, so nothing that crosses in between is held for good."""
+    here = world()
+    here.task(731)
+    shown = here.kernel.start
+
+    def start(*arguments, **patch):
+        here.processes.run(731)
+        shown(*arguments, **patch)
+
+    here.kernel.start = start
+    here.law.load(ONE)
+    here.law.tick()
+    assert not here.flagged(731)
+
+
+def test_a_task_without_a_baseline_has_crossed(world):
+    here = world()
+    here.law.load(ONE)
+    here.task(800)
+    here.law.show()
+    assert not here.flagged(800)
+
+
+def test_a_thread_without_a_baseline_has_crossed(world):
+    here = world()
+    here.task(731)
+    here.law.load(ONE)
+    here.processes.table[731][732] = ["S", 1]
+    here.law.show()
+    assert here.flagged(731, 731)
+    assert not here.flagged(731, 732)
+
+
+def test_the_process_is_flagged_while_any_of_its_threads_is(world):
+    here = world()
+    here.task(731, threads=(732,))
+    here.law.load(ONE)
+    here.processes.run(731)
+    here.later(0.1)
+    assert not here.flagged(731, 731)
+    assert here.flagged(731)
+    here.processes.run(731, 732)
+    here.later(0.1)
+    assert not here.flagged(731)
+
+
+def test_who_is_gone_holds_nothing_up(world):
+    here = world()
+    here.task(731)
+    here.law.load(ONE)
+    del here.processes.table[731]
+    here.later(0.1)
+    assert not (here.kernel.root / "proc/731").exists()
+    here.later(2)
+    assert not here.in_progress
+
+
+def test_a_thread_that_is_gone_holds_nothing_up(world):
+    here = world()
+    here.task(731, threads=(732,))
+    here.law.load(ONE)
+    here.processes.run(731)
+    del here.processes.table[731][732]
+    here.later(0.1)
+    assert not here.flagged(731)
+
+
+def test_a_zombie_holds_3_12_up_and_not_4_4(world):
+    for old in (False, True):
+        here = world(old=old)
+        here.task(731, "Z")
+        here.law.load(ONE)
+        here.later(2)
+        assert here.in_progress is old
+        assert here.flagged(731)
+
+
+def test_a_zombie_leader_does_not_hide_its_living_thread(world):
+    here = world()
+    here.task(731, "Z", threads=(732,))
+    here.processes.table[731][732] = ["S", 1]
+    here.law.load(ONE)
+    here.later(2)
+    assert here.in_progress
+    here.processes.run(731, 732)
+    here.later(2)
+    assert not here.in_progress
+
+
+@pytest.mark.parametrize(("letter", "moves"), [("S", True), ("R", True), ("D", False), ("T", False), ("t", False)])
+def test_the_fake_signal_moves_ordinary_sleepers_only(world, letter, moves):
+    here = world(fake_signal=True)
+    here.task(731, letter)
+    here.law.load(ONE)
+    here.later(2)
+    assert here.flagged(731) is not moves
+    here.later(2)
+    assert here.in_progress is not moves
+
+
+def test_a_stuck_kernel_thread_stays_whatever_the_kernel_sends(world):
+    here = world(fake_signal=True, stuck_threads=["bad_driver"])
+    here.law.load(ONE)
+    for _ in range(5):
+        here.later(2)
+    assert here.in_progress
+    here.law.unstick("bad_driver")
+    here.later(2)
+    assert not here.in_progress
+
+
+def test_a_second_patch_and_a_revert_are_refused_while_one_runs_and_are_not_queued(world):
+    here = world()
+    here.law.load(ONE)
+    assert refused(here.law.load, TWO) == errno.EAGAIN
+    assert refused(here.law.revert, ONE) == errno.EAGAIN
+    here.later(2)
+    assert list(here.kernel.patches) == [ONE]
+
+
+def test_a_loaded_module_cannot_be_loaded_again(world):
+    here = world()
+    here.law.load(ONE)
+    here.later(2)
+    assert refused(here.law.load, "kgraft_patch_1_2_1") == errno.EEXIST
+
+
+def test_a_patch_with_others_above_it_is_busy_and_a_reverted_one_invalid(world):
+    here = world()
+    here.law.load(ONE)
+    here.later(2)
+    here.law.load(TWO, replace_all=False)
+    here.later(2)
+    assert refused(here.law.revert, ONE) == errno.EBUSY
+    here.law.revert(TWO)
+    here.later(2)
+    assert refused(here.law.revert, TWO) == errno.EINVAL
+    assert refused(here.law.revert, "nix") == errno.ENOENT
+
+
+def test_an_active_module_is_not_unloaded(world):
+    here = world()
+    here.law.load(ONE)
+    here.later(2)
+    assert refused(here.law.unload, ONE) == errno.EBUSY
+    here.law.revert(ONE)
+    here.later(2)
+    here.law.unload(ONE)
+    assert here.kernel.patches == {}
+
+
+def test_livepatch_ends_at_once_if_nobody_blocks(world):
+    here = world("livepatch")
+    here.law.load("livepatch_9_2_1")
+    assert here.law.running is None
+
+
+def test_livepatch_refuses_a_second_patch_as_busy(world):
+    here = world("livepatch")
+    here.task(731)
+    here.law.load("livepatch_8_2_1")
+    assert refused(here.law.load, "livepatch_9_2_1") == errno.EBUSY
+
+
+def test_livepatch_does_not_wait_for_a_zombie(world):
+    here = world("livepatch")
+    here.task(731, "Z")
+    here.law.load("livepatch_9_2_1")
+    assert here.law.running is None
+
+
+def test_livepatch_signals_at_the_fifteenth_check(world):
+    here = world("livepatch", period=1, fake_signal=True)
+    here.task(731)
+    here.law.load("livepatch_9_2_1")
+    for _ in range(14):
+        here.later(1)
+    assert here.read("proc/731/patch_state") == "0\n"
+    here.later(1)
+    assert here.read("proc/731/patch_state") == "1\n"
+    here.later(1)
+    assert here.law.running is None
+
+
+def test_enabled_refuses_the_value_that_it_has(world):
+    here = world("livepatch")
+    here.law.load("livepatch_9_2_1")
+    assert refused(here.law.enable, "livepatch_9_2_1", True) == errno.EINVAL
+
+
+def test_a_reversal_can_itself_be_reversed(world):
+    here = world("livepatch")
+    here.task(731, "T")
+    here.law.load("livepatch_9_2_1")
+    here.law.enable("livepatch_9_2_1", False)
+    assert here.read("sys/kernel/livepatch/livepatch_9_2_1/enabled") == "0\n"
+    here.law.enable("livepatch_9_2_1", True)
+    here.later(2)
+    assert here.read("sys/kernel/livepatch/livepatch_9_2_1/enabled") == "1\n"
+    assert here.read("sys/kernel/livepatch/livepatch_9_2_1/transition") == "0\n"
+
+
+def test_a_disabled_livepatch_cannot_be_enabled_again(world):
+    here = world("livepatch")
+    here.law.load("livepatch_9_2_1")
+    here.law.enable("livepatch_9_2_1", False)
+    assert refused(here.law.enable, "livepatch_9_2_1", True) == errno.EINVAL
+
+
+def test_force_is_for_the_patch_in_transition_only(world):
+    here = world("livepatch")
+    here.task(731, "T")
+    here.law.load("livepatch_9_2_1")
+    assert refused(here.law.force, "livepatch_8_2_1") == errno.EINVAL
+    here.law.force("livepatch_9_2_1")
+    here.later(2)
+    assert refused(here.law.force, "livepatch_9_2_1") == errno.EINVAL
+
+
+def test_a_pid_that_is_used_again_is_another_process(tmp_path):
+    """Named by pid and start time: the next one of this number is not watched."""
+    place = tmp_path / "731"
+    place.mkdir()
+    line = "731 (a) b) S 1 731 700 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 {} 0 0\n"
+    (place / "stat").write_text(line.format(4242))
+    processes = procfs.Processes(proc=str(tmp_path))
+    processes.watch(731)
+    assert processes.watched() == {731: 4242}
+    (place / "stat").write_text(line.format(9999))
+    assert processes.watched() == {}
+
+
+def test_a_process_that_is_not_there_cannot_be_watched(tmp_path):
+    with pytest.raises(ProcessLookupError):
+        procfs.Processes(proc=str(tmp_path)).watch(731)
