@@ -1,18 +1,25 @@
 """
-Live kernel patches as states: applied, settled
-===============================================
+Live kernel patches as states: activated, applied, settled
+==========================================================
 
-A live patch is installed, then loaded, then settled: every task on the machine runs the new code. ``kgraft.applied``
-takes a machine all the way; ``kgraft.settled`` is the last step alone.
+A live patch is offered by a repository, then installed, then loaded, then settled: every task on the machine runs the
+new code. ``kgraft.activated`` sees to the first, ``kgraft.applied`` to all the others; ``kgraft.settled`` is the last
+one alone.
 
 .. code-block:: yaml
+
+    live patches are offered:
+      kgraft.activated: []
 
     kernel is patched:
       kgraft.applied:
         - version: latest
         - timeout: 600
+        - require:
+          - kgraft: live patches are offered
 
-These states read no kernel file and run no command: they ask ``kgraft.*`` and ``kgraft_pkg.*``, and judge.
+These states read no kernel file and run no command: they ask ``kgraft.*``, ``kgraft_pkg.*`` and
+``kgraft_subscription.*``, and judge.
 """
 
 import collections
@@ -47,6 +54,7 @@ FORMS = "write latest, '5' (any release of 5), '5-2.1' (exactly), '>=5' (at leas
 # facts: the flat map that changes are measured by
 Look = collections.namedtuple("Look", "status patches package facts")
 Patience = collections.namedtuple("Patience", "timeout poke_after protect pokes")
+NO_PATIENCE = Patience(1, None, None, ())
 Wish = collections.namedtuple("Wish", "version cves not_affected refresh allow_downgrade settle")
 # number None: the newest there is; release None: any
 Wanted = collections.namedtuple("Wanted", "text number release at_least")
@@ -56,6 +64,57 @@ def __virtual__():
     if "kgraft.status" in __salt__:
         return __virtualname__
     return (False, "the kgraft states need the execution module kgraft (_modules/kgraft.py), which is not loaded here")
+
+
+def activated(name, register=False, code_from=None, product=None, url=None, packages=None, refresh=True):
+    """
+    An enabled repository offers live patches, and what belongs to them is installed, licences accepted.
+
+    Whoever provides the repository is as good: the SUSE Customer Center, an RMT or SMT, a SUSE Manager channel, a cloud
+    provider. The Live Patching product is registered only if none does and ``register`` says so.
+
+    name
+        A free label.
+
+    register
+        Register the product if no enabled repository offers live patches. Default: ``False``
+
+    code_from
+        Where the registration code lies, never the code itself: ``pillar:some:key``, ``sdb://…`` or the path of a file
+        that only root can read; see :mod:`kgraft_subscription <saltext.kgraft.modules.kgraft_subscription>`. SLES for
+        SAP needs none. Default: ``None``
+
+    product
+        The product as SUSEConnect names it, such as ``sle-live-patching/12/x86_64``. Default: from the grains
+
+    url
+        A local RMT or SMT server. Default: the one in use, or the Customer Center
+
+    packages
+        What must be installed, a list, ``pattern:`` in front of a pattern. Default: the product's release package and
+        the tools, see ``kgraft_pkg.base``
+
+    refresh
+        Read the repositories' lists again if none is known to offer live patches. Never in a dry run.
+        Default: ``True``
+
+    ``changes`` holds the ``repositories`` that offer live patches and the packages, old and new, as two looks saw them.
+
+    .. code-block:: yaml
+
+        live patches are offered:
+          kgraft.activated:
+            - register: True
+            - code_from: /etc/kgraft.code
+    """
+
+    def look():
+        return _provisions(packages)
+
+    def act(before):
+        return _activate(before, packages, register, refresh, {"code_from": code_from, "product": product, "url": url})
+
+    return _report(name, look, act)
 
 
 def applied(
@@ -132,8 +191,9 @@ def applied(
             - timeout: 600
             - poke_after: 120
     """
+    patience = Patience(timeout, poke_after, protect, [])
     wish = Wish(version, cves, not_affected, refresh, allow_downgrade, settle)
-    return _report(name, _machine, _apply, Patience(timeout, poke_after, protect, []), wish)
+    return _report(name, _machine, lambda before: _apply(before, patience, wish), patience)
 
 
 def settled(name, timeout=300, poke_after=None, protect=None):
@@ -169,13 +229,14 @@ def settled(name, timeout=300, poke_after=None, protect=None):
             - poke_after: 120
             - protect: ['unit:postgresql*']
     """
-    return _report(name, _kernel, _settle, Patience(timeout, poke_after, protect, []))
+    patience = Patience(timeout, poke_after, protect, [])
+    return _report(name, _kernel, lambda before: _settle(before, patience), patience)
 
 
 # ----- look, act, look again
 
 
-def _report(name, look, act, patience, *args):
+def _report(name, look, act, patience=NO_PATIENCE):
     """
     Look, act, look again. A failure becomes the comment; the changes are what the two looks saw.
 
@@ -189,7 +250,7 @@ def _report(name, look, act, patience, *args):
         if patience.protect is not None:
             # who knows the patterns refuses a wrong one now, not when it is time to poke
             __salt__["kgraft.poke"](protect=patience.protect, test=True)
-        ret["comment"], promised = act(before, patience, *args)
+        ret["comment"], promised = act(before)
         ret["result"] = None if promised else True
         ret["changes"] = promised
     except (CommandExecutionError, SaltInvocationError) as err:
@@ -198,25 +259,24 @@ def _report(name, look, act, patience, *args):
         return ret
     if patience.poke_after is not None and not _is_poking(before, patience):
         ret["comment"] += "\npoke_after does nothing here: on livepatch the kernel signals the tasks itself."
-    if __opts__["test"]:
-        return ret
-    try:
-        ret["changes"] = _differences(before.facts, look().facts)
-    except CommandExecutionError as err:
-        ret["result"] = False
-        ret["comment"] += "\nWhat changed cannot be told: " + _words(err)
-    poked = [_task(task) for poke in patience.pokes for task in poke["poked"]]
-    if poked:
-        ret["changes"]["poked"] = sorted(set(poked), key=poked.index)
+    if not __opts__["test"]:
+        try:
+            ret["changes"] = _differences(before.facts, look().facts)
+        except CommandExecutionError as err:
+            ret["result"] = False
+            ret["comment"] += "\nWhat changed cannot be told: " + _words(err)
+        if patience.pokes:
+            poked = [_task(task) for poke in patience.pokes for task in poke["poked"]]
+            ret["changes"]["poked"] = sorted(set(poked), key=poked.index)
     return ret
 
 
 def _check(patience):
     if not _is_number(patience.timeout) or patience.timeout <= 0:
-        raise SaltInvocationError("timeout is {!r}; it must be a number of seconds above 0".format(patience.timeout))
+        raise SaltInvocationError(f"timeout is {patience.timeout!r}; it must be a number of seconds above 0")
     if patience.poke_after is not None and (not _is_number(patience.poke_after) or patience.poke_after < 0):
         raise SaltInvocationError(
-            "poke_after is {!r}; it must be a number of seconds, or None for never".format(patience.poke_after)
+            f"poke_after is {patience.poke_after!r}; it must be a number of seconds, or None for never"
         )
 
 
@@ -266,11 +326,11 @@ def _differences(old, new):
 
 def _settle(before, patience):
     if before.status["state"] == "ready":
-        return "No transition is running; {}.".format(_active(before)), {}
+        return f"No transition is running; {_active(before)}.", {}
     if __opts__["test"]:
         return _would_wait(before, patience), _differences(before.facts, _ended(before.facts))
     seconds = _wait(before, patience)
-    return "Settled after {:.0f} s; {}.".format(seconds, _active(_kernel())), {}
+    return f"Settled after {seconds:.0f} s; {_active(_kernel())}.", {}
 
 
 def _active(look):
@@ -349,15 +409,15 @@ def _wait(look, patience, so_far=""):
 
 
 def _unsettled(look, patience, blocking, so_far):
-    lines = ["{}, still after {:g} s. {}{}".format(_moving(look), patience.timeout, so_far, _blockers(blocking))]
+    lines = [f"{_moving(look)}, still after {patience.timeout:g} s. {so_far}{_blockers(blocking)}"]
     for kind, called, advice in KINDS:
         tasks = [task for task in blocking["tasks"] if task["kind"] == kind]
         if kind == "user" and look.status["abi"] == "livepatch":
             advice = USER_ON_LIVEPATCH
         if tasks:
-            lines.append("- {}: {}: {}.".format(called, _names(tasks), advice))
+            lines.append(f"- {called}: {_names(tasks)}: {advice}.")
     if patience.pokes:
-        lines.append("Poked {} times.{}".format(len(patience.pokes), _skipped(patience.pokes[-1])))
+        lines.append(f"Poked {len(patience.pokes)} times.{_skipped(patience.pokes[-1])}")
     return "\n".join(lines)
 
 
@@ -373,7 +433,7 @@ def _blockers(blocking):
         blocking["count"],
         "task blocks" if blocking["count"] == 1 else "tasks block",
         _names(blocking["tasks"]),
-        " and {} more".format(more) if more else "",
+        f" and {more} more" if more else "",
     )
 
 
@@ -391,16 +451,75 @@ def _task(task):
     return "{} ({})".format(task["name"], task["pid"])
 
 
+# ----- activated
+
+
+def _provisions(packages):
+    look = _machine()
+    facts = dict(__salt__["kgraft_pkg.base"](packages), repositories=__salt__["kgraft_pkg.offered"]())
+    return look._replace(facts=facts)
+
+
+def _activate(before, packages, register, refresh, subscription):
+    _refuse_read_only_root()
+    facts = dict(before.facts)
+    steps = []
+    if not facts["repositories"] and refresh and not __opts__["test"]:
+        facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True)
+    if not facts["repositories"]:
+        if not register:
+            raise CommandExecutionError(
+                "No enabled repository offers live patches: enable one (a channel, a mirror), or write register: True."
+            )
+        steps.append(_register(facts, subscription))
+    missing = [package for package in sorted(facts) if facts[package] is None]
+    if missing and __opts__["test"]:
+        steps.append("{} would be installed.".format(", ".join(missing)))
+        facts.update((package, "newest") for package in missing)
+    elif missing:
+        __salt__["kgraft_pkg.install_base"](packages)
+    if __opts__["test"] and steps:
+        return " ".join(steps), _differences(before.facts, facts)
+    here = ", ".join(sorted(set(facts) - {"repositories"}))
+    return " ".join(
+        steps
+        + ["Live patches are offered by {}.".format(", ".join(facts["repositories"]))]
+        + ([f"Installed: {here}."] if here else [])
+    ), {}
+
+
+def _register(facts, subscription):
+    if __opts__["test"]:
+        status = __salt__["kgraft_subscription.status"](product=subscription["product"])
+        if not status["registered"]:
+            facts["repositories"] = ["those of {}".format(status["product"])]
+            return "{} would be registered.".format(status["product"])
+    else:
+        status = __salt__["kgraft_subscription.register"](**subscription)
+        facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True)
+    if not facts["repositories"]:
+        raise CommandExecutionError(
+            "{} is registered, but no enabled repository offers live patches: is its repository disabled?".format(
+                status["product"]
+            )
+        )
+    return "{} was registered.".format(status["product"])
+
+
+def _refuse_read_only_root():
+    if __salt__["kgraft_pkg.transactional"]():
+        raise CommandExecutionError(
+            "The root file system is read-only here: only transactional-update changes its packages, and a reboot"
+            " brings them. Nothing was done."
+        )
+
+
 # ----- applied
 
 
 def _apply(before, patience, wish):
     _check_wish(wish)
-    if __salt__["kgraft_pkg.transactional"]():
-        raise CommandExecutionError(
-            "The root file system is read-only, and only transactional-update changes it: install {} with"
-            " `transactional-update pkg install` and reboot. Nothing was done.".format(before.package)
-        )
+    _refuse_read_only_root()
     if wish.cves is not None:
         return _apply_cves(before, patience, wish)
     return _apply_version(before, patience, wish, _wanted(wish.version, before.status["kernelrelease"]))
@@ -412,11 +531,11 @@ def _check_wish(wish):
             raise SaltInvocationError("not_affected is given without cves")
         return
     if wish.version != "latest":
-        raise SaltInvocationError("version is {!r} and cves are given; write one of the two".format(wish.version))
+        raise SaltInvocationError(f"version is {wish.version!r} and cves are given; write one of the two")
     for argument in ("cves", "not_affected"):
         words = getattr(wish, argument) or []
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise SaltInvocationError("{} is {!r}; it must be a list of strings".format(argument, words))
+            raise SaltInvocationError(f"{argument} is {words!r}; it must be a list of strings")
     if not wish.cves:
         raise SaltInvocationError("cves is empty; name at least one")
 
@@ -431,14 +550,14 @@ def _wanted(version, kernelrelease):
             )
         version = version[kernelrelease]
     if isinstance(version, float):
-        raise SaltInvocationError("version is {!r}, a number to YAML, which may have lost a 0; quote it".format(version))
+        raise SaltInvocationError(f"version is {version!r}, a number to YAML, which may have lost a 0; quote it")
     if isinstance(version, int) and not isinstance(version, bool):
         version = str(version)
     if version == "latest":
         return Wanted(version, None, (), True)
     match = re.match(r"(>=)?\s*(\d+)(?:-(\d+(?:\.\d+)*))?$", version) if isinstance(version, str) else None
     if not match:
-        raise SaltInvocationError("version is {!r}; {}".format(version, FORMS))
+        raise SaltInvocationError(f"version is {version!r}; {FORMS}")
     return Wanted(version, int(match.group(2)), _numbers(match.group(3) or ""), bool(match.group(1)))
 
 
@@ -504,20 +623,20 @@ def _apply_version(before, patience, wish, wanted):
         _wait(look, patience)
         look = _machine()
         if not _is_met(wanted, _running(look)):
-            raise CommandExecutionError("The transition ended otherwise than it began: {}.".format(_active(look)))
+            raise CommandExecutionError(f"The transition ended otherwise than it began: {_active(look)}.")
     return " ".join([_reached(before, look)] + notes + _caveats(look)), {}
 
 
 def _target(look, wish, wanted):
     """
-    The version to bring, the newest that is wanted: refused early where there is none, or where it would be a step back.
+    The version to bring: the newest that is wanted. Refused where there is none, or where it would be a step back.
     """
     installed = look.facts[look.package]
     if not wish.allow_downgrade:
         for version, how in ((_running(look), "active"), (installed, "installed")):
             if _is_newer(wanted, version):
                 raise CommandExecutionError(
-                    "newer is {}: {}; write >={} or allow_downgrade: True".format(how, version, wanted.number)
+                    f"newer is {how}: {version}; write >={wanted.number} or allow_downgrade: True"
                 )
     here = [installed] if installed and _is_met(wanted, installed) else []
     if here and wanted.release and not wanted.at_least:
@@ -541,10 +660,10 @@ def _available(look, wish):
 
 def _not_offered(look):
     others = __salt__["kgraft_pkg.elsewhere"]()
-    comment = "No enabled repository offers {}; kgraft.activated sees to that.".format(look.package)
+    comment = f"No enabled repository offers {look.package}; kgraft.activated sees to that."
     if others:
         comment += " For kernels that do not run now there is {}: reboot into one of them.".format(
-            ", ".join("{} {}".format(package, version) for package, version in sorted(others.items()))
+            ", ".join(f"{package} {version}" for package, version in sorted(others.items()))
         )
     return comment
 
@@ -559,12 +678,12 @@ def _bring(look, patience, wish, target):
         notes += ["zypper: {}.".format(warning.rstrip(".")) for warning in told["warnings"]]
         look = _machine()
     elif _running(look):
-        notes.append("It was installed; the kernel ran {}, as from an older initrd.".format(_running(look)))
+        notes.append(f"It was installed; the kernel ran {_running(look)}, as from an older initrd.")
     if _running(look) == target:
         return look, notes
     if _is_loading_forbidden():
         raise CommandExecutionError(_forbidden(look, target))
-    not_loaded = "{} {} is installed, but not loaded. ".format(look.package, target)
+    not_loaded = f"{look.package} {target} is installed, but not loaded. "
     if look.status["state"] == "in_progress":
         # another transition came in between, so the package's script was refused
         _wait(look, patience, not_loaded)
@@ -574,7 +693,7 @@ def _bring(look, patience, wish, target):
         raise CommandExecutionError(" ".join([not_loaded + _words(err) + "."] + notes)) from err
     look = _machine()
     if _running(look) != target:
-        raise CommandExecutionError("{}The kernel says: {}.".format(not_loaded, _active(look)))
+        raise CommandExecutionError(f"{not_loaded}The kernel says: {_active(look)}.")
     return look, notes
 
 
@@ -583,8 +702,8 @@ def _is_loading_forbidden():
 
 
 def _forbidden(look, target):
-    return "{} {} is installed, but not loaded: LIVEPATCH_KERNEL=never in /etc/sysconfig/livepatching.".format(
-        look.package, target
+    return (
+        f"{look.package} {target} is installed, but not loaded: LIVEPATCH_KERNEL=never in /etc/sysconfig/livepatching."
     )
 
 
@@ -600,7 +719,7 @@ def _would_bring(look, patience, wish, target):
     if look.status["state"] == "in_progress":
         steps.append(_would_wait(look, patience))
     if look.facts[look.package] != target:
-        steps.append("{} {} would be installed.".format(look.package, target))
+        steps.append(f"{look.package} {target} would be installed.")
         facts[look.package] = target
     if _is_loading_forbidden():
         if not steps:
@@ -623,11 +742,11 @@ def _replaced(look, facts):
 
 def _reached(before, look):
     if look.status["state"] == "in_progress":
-        return "{} and settles without being waited for (settle: False).".format(_moving(look))
+        return f"{_moving(look)} and settles without being waited for (settle: False)."
     already = "already " if before.facts == look.facts else ""
     if not _running(look):
         return _active(look).capitalize() + "."
-    return "{} is {}applied and settled.".format(_running(look), already)
+    return f"{_running(look)} is {already}applied and settled."
 
 
 def _caveats(look):
@@ -639,15 +758,15 @@ def _caveats(look):
     if running and installed is None:
         caveats.append("No package holds it: after a reboot it may be gone.")
     elif running and running != installed:
-        caveats.append("The package holds {}: the next boot may bring that one.".format(installed))
+        caveats.append(f"The package holds {installed}: the next boot may bring that one.")
     until = __salt__["kgraft_pkg.supported_until"]()
     if until:
         last = datetime.datetime.strptime(until, "%Y-%m-%d").date()
         left = (last - datetime.date.today()).days
         if left < 0:
-            caveats.append("Live patches for this kernel ended on {}: boot a newer one.".format(until))
+            caveats.append(f"Live patches for this kernel ended on {until}: boot a newer one.")
         elif left <= WARN_DAYS:
-            caveats.append("Live patches for this kernel end on {}, in {} days: plan a newer one.".format(until, left))
+            caveats.append(f"Live patches for this kernel end on {until}, in {left} days: plan a newer one.")
     return caveats
 
 
@@ -677,7 +796,7 @@ def _apply_cves(before, patience, wish):
         comment, promised = _would_wait(look, patience), _differences(look.facts, _ended(look.facts))
     else:
         comment, promised = " ".join([_reached(before, look)] + _caveats(look)), {}
-    comment = "\n".join([comment] + ["{}: {}".format(cve, answers[cve]) for cve in wish.cves])
+    comment = "\n".join([comment] + [f"{cve}: {answers[cve]}" for cve in wish.cves])
     if any(answer.startswith("unknown") for answer in unfixed.values()):
         comment += "\nUnknown is no pass: if this kernel never had the bug, say so with not_affected."
         raise CommandExecutionError(comment)
