@@ -1,0 +1,148 @@
+"""The same files reach a minion in four ways; Salt's own loader must find the same functions each time."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import venv
+
+import pytest
+
+KINDS = ("modules", "states", "beacons")
+
+# Runs in a process of its own: what Salt's loader imports, it keeps. It asks for what should be there, since
+# walking through all of Salt's modules takes half a minute; a name that is missing makes Salt walk all the same.
+PROBE = """
+import json, sys
+import salt.config, salt.loader
+
+opts = salt.config.minion_config(sys.argv[1])
+opts["grains"] = salt.loader.grains(opts)
+modules = salt.loader.minion_mods(opts)
+loaders = {
+    "modules": modules,
+    "states": salt.loader.states(opts, modules, salt.loader.utils(opts), None),
+    "beacons": salt.loader.beacons(opts, modules),
+}
+expected = json.loads(sys.argv[2])
+found = {kind: [name for name in expected[kind] if name in loader] for kind, loader in loaders.items()}
+ours = {kind: sorted(name for name in loader._dict if name.startswith("kgraft")) for kind, loader in loaders.items()}
+files = sorted({loader[name].__code__.co_filename for kind, loader in loaders.items() for name in found[kind]})
+json.dump([ours, files], sys.stdout)
+"""
+
+
+def public_functions(path):
+    """The functions of a file that a user can call, by Salt's rules."""
+    names = [node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
+    return [name for name in names if not name.startswith("_")]
+
+
+@pytest.fixture(scope="module")
+def expected(repo):
+    """``{kind: ["kgraft.abi", ...]}``, as it stands in the folders."""
+    return {
+        kind: sorted(f"{path.stem}.{name}" for path in (repo / f"_{kind}").glob("*.py") for name in public_functions(path))
+        for kind in KINDS
+    }
+
+
+@pytest.fixture(scope="module")
+def source(repo, tmp_path_factory):
+    """The files under version control and the new ones beside them, as a clone would have them."""
+    copy = tmp_path_factory.mktemp("source") / "saltext-kgraft"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=repo, check=True, capture_output=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (repo / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((repo / name).read_bytes())
+    return copy
+
+
+class Environment:
+    """A Python environment that sees this one's Salt and has nothing of ours but what is installed into it."""
+
+    def __init__(self, path):
+        venv.create(path, with_pip=False, symlinks=True)
+        self.python = path / "bin" / "python"
+        self.packages = next(path.glob("lib/python*/site-packages"))
+        salts = next(entry for entry in sys.path if entry.endswith("site-packages"))
+        (self.packages / "salt.pth").write_text(salts + "\n", "utf-8")
+
+    def pip(self, *arguments):
+        run([sys.executable, "-m", "pip", "--python", self.python, "--quiet", "--disable-pip-version-check", *arguments])
+
+    def load(self, config_dir, expected):
+        """Return what a minion finds, and in which files."""
+        return json.loads(run([self.python, "-c", PROBE, config_dir / "minion", json.dumps(expected)], cwd=config_dir))
+
+
+def run(command, **options):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(word) for word in command], env=environment, capture_output=True, text=True, check=False, timeout=300, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return Environment(tmp_path / "venv")
+
+
+@pytest.fixture
+def config_dir(source, tmp_path):
+    """A masterless minion on a SUSE machine, whose file root is the checkout."""
+    config = {
+        "id": "minion",
+        "root_dir": str(tmp_path / "root"),
+        "file_client": "local",
+        "file_roots": {"base": [str(source)]},
+        "grains": {"os_family": "Suse"},
+        "enable_fqdns_grains": False,
+        "enable_gpu_grains": False,
+    }
+    path = tmp_path / "conf"
+    path.mkdir()
+    (path / "minion").write_text(json.dumps(config), "utf-8")
+    return path
+
+
+def assert_delivered(loaded, expected, below):
+    found, files = loaded
+    assert found == expected
+    assert len(files) == sum(len({name.split(".")[0] for name in names}) for names in expected.values())
+    assert [path for path in files if not path.startswith(f"{below}/")] == []
+
+
+def test_nothing_is_loaded_where_nothing_was_delivered(environment, expected, config_dir):
+    assert environment.load(config_dir, expected) == [{kind: [] for kind in KINDS}, []]
+
+
+def test_a_minion_that_syncs_the_checkout_loads_every_function(environment, expected, config_dir, tmp_path):
+    salt_call = [environment.python, "-c", "from salt.scripts import salt_call; salt_call()"]
+    run([*salt_call, "--local", "--config-dir", config_dir, "saltutil.sync_all"], cwd=tmp_path)
+
+    extmods = tmp_path / "root" / "var" / "cache" / "salt" / "minion" / "extmods"
+    assert_delivered(environment.load(config_dir, expected), expected, extmods)
+
+
+def test_a_pip_installed_package_loads_every_function_and_carries_nothing_else(
+    environment, source, repo, expected, config_dir
+):
+    environment.pip("install", source)
+
+    assert_delivered(environment.load(config_dir, expected), expected, environment.packages)
+    installed = {str(path.relative_to(environment.packages)) for path in environment.packages.rglob("*.py")}
+    ours = {f"saltext/kgraft/{kind}/{path.name}" for kind in KINDS for path in (repo / f"_{kind}").glob("*.py")}
+    assert installed == ours | {"saltext/kgraft/__init__.py", "saltext/kgraft/loader.py"}
+
+
+def test_an_editable_installation_loads_every_function_from_the_checkout(environment, source, expected, config_dir):
+    environment.pip("install", "--editable", source)
+
+    assert_delivered(environment.load(config_dir, expected), expected, source)
