@@ -2,8 +2,8 @@
 The files that a kernel with live patching shows, written by hand: no processes, no rules, no clock.
 
 ``Kernel`` keeps ``<root>/sys`` and ``<root>/proc`` for unit tests and for the lab. It knows each generation of kGraft
-and of upstream livepatch that differs in its files. A reader at work sees whole files only, as with a kernel: everything
-is written under ``<root>/.new`` and renamed into place, but for one digit that takes the place of another.
+and of upstream livepatch that differs in its files. A reader at work sees whole files only, as with a kernel:
+everything is written under ``<root>/.new`` and renamed into place, but for one digit that takes the place of another.
 """
 
 import itertools

@@ -27,7 +27,7 @@ class Rules:
         seconds between two checks whether the transition can end
     fake_signal
         the kernel wakes sleepers itself, at each check (kGraft) or each 15th (livepatch). Nothing is sent here:
-        ordinary sleepers count as crossed then, since a stop could outlive a lab that is killed before it continues them
+        ordinary sleepers count as crossed then, for a stop could outlive a lab that is killed before it continues them
     old
         kGraft on 3.12: a zombie holds the end up
     stuck_threads

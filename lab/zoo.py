@@ -161,6 +161,10 @@ class Animal:
     def tids(self):
         return sorted(procfs.Processes().threads(self.pid))
 
+    def end(self):
+        """Kill it; a process ends even while it is stopped or traced."""
+        os.kill(self.pid, signal.SIGKILL)
+
     def switches(self):
         return [procfs.Processes().look(self.pid, tid) for tid in self.tids]
 

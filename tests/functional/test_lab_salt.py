@@ -1,0 +1,67 @@
+"""Salt's own modules and ours at work on the lab."""
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+from lab import Lab, zoo
+
+ONE, TWO = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1"
+
+
+@pytest.fixture
+def salt_on(loaders, monkeypatch):
+    """Return ``salt_on(lab)``: Salt's execution modules on that kernel."""
+
+    def bind(lab):
+        monkeypatch.setenv("PATH", lab.environ["PATH"])
+        monkeypatch.setenv("KGRAFT_LAB", lab.environ["KGRAFT_LAB"])
+        loaders.opts["kgraft.root"] = str(lab.root)
+        return loaders.modules
+
+    return bind
+
+
+def test_salts_kmod_loads_lists_and_removes_a_patch(tmp_path, salt_on):
+    with Lab(tmp_path / "lab", "livepatch", install=["livepatch-1-1_1"]) as lab:
+        salt = salt_on(lab)
+        assert salt.kmod.load("livepatch_1_1_1") == ["livepatch_1_1_1"]
+        assert salt.kmod.is_loaded("livepatch_1_1_1")
+        lab.revert("livepatch-1-1_1")
+        zoo.wait_until(lambda: " 0 " in (lab.root / "proc/modules").read_text(), "disabled")
+        assert salt.kmod.remove("livepatch_1_1_1") == ["livepatch_1_1_1"]
+
+
+def test_salts_kmod_answers_in_words_when_a_transition_runs(tmp_path, salt_on):
+    with zoo.keep("stopped") as animal, Lab(tmp_path / "lab", pids=[animal.pid], install=[ONE, TWO]) as lab:
+        salt = salt_on(lab)
+        salt.kmod.load("kgraft_patch_1_2_1")
+        assert "Resource temporarily unavailable" in salt.kmod.load("kgraft_patch_2_2_1")
+        assert "not found in directory" in salt.kmod.load("nix")
+
+
+def test_the_whole_job_from_load_to_ready(tmp_path, salt_on):
+    with zoo.keep("sleep") as sleeper, zoo.keep("threads") as threads, zoo.keep("stopped") as stopped:
+        pids = [sleeper.pid, threads.pid, stopped.pid]
+        with Lab(tmp_path / "lab", period=0.2, pids=pids, install=[ONE]) as lab:
+            salt = salt_on(lab)
+            salt.kgraft.load("kgraft_patch_1_2_1")
+            assert {task["pid"] for task in salt.kgraft.blocking()["tasks"]} == set(pids)
+
+            poked = salt.kgraft.poke()
+
+            assert {task["pid"] for task in poked["poked"]} == {sleeper.pid, threads.pid}
+            assert {task["pid"] for task in poked["skipped"]} == {stopped.pid}
+            with pytest.raises(CommandExecutionError, match=f"zoo-stopped .{stopped.pid}. stopped"):
+                salt.kgraft.wait(timeout=0.5)
+            stopped.end()
+            salt.kgraft.wait(timeout=20)
+            assert salt.kgraft.summary() == "ready kgraft_patch_1_2_1"
+
+
+def test_a_revert_reaches_the_kernel_through_its_file(tmp_path, salt_on):
+    with Lab(tmp_path / "lab", period=0.2) as lab:
+        salt = salt_on(lab)
+        lab.load(ONE)
+        salt.kgraft.wait(timeout=20)
+        salt.kgraft.revert("kgraft_patch_1_2_1", i_accept_loss_of_support=True)
+        zoo.wait_until(lambda: salt.kgraft.patches()["kgraft_patch_1_2_1"]["state"] == "inactive", "reverted")
