@@ -41,7 +41,7 @@ KINDS = ("kernel", "traced", "stopped", "uninterruptible", "zombie", "user")
 
 # Stopping a cluster's own daemons, even for a moment, can fence a node.
 PROTECTED = ("corosync*", "sbd*", "pacemaker*", "crmd", "lrmd", "dlm_controld*", "multipathd*", "iscsid*", "systemd*")
-PROTECTED_MINION = ("salt-minion*", "venv-salt-minion*")
+PROTECTED_MINION = ("salt-minion*", "venv-salt-minion*")  # the Salt Bundle's
 
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
@@ -1380,7 +1380,9 @@ def _refusal(task, rules, lineage):
     if task["pid"] in lineage:
         return "it is this process or an ancestor of it"
     for field, glob in rules:
-        if fnmatch.fnmatchcase(task[field] or "", glob):
+        # The kernel keeps 15 bytes of a name, so the rest of a longer pattern cannot be asked for.
+        cut = field == "name" and len(task["name"]) == 15
+        if fnmatch.fnmatchcase(task[field] or "", glob[:15] if cut else glob):
             return f"protected by {field}:{glob}"
     return None
 
