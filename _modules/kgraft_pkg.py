@@ -127,12 +127,14 @@ def installed(kernelrelease=None):
 
 
 def _installed(package):
-    # pkg.list_pkgs and pkg.version answer "nothing" where rpm failed
+    # pkg.list_pkgs and pkg.version answer "nothing" where rpm failed. With a broken database rpm itself says "is not
+    # installed", after an error
     command = _rpm("-q", "--queryformat", "%{VERSION}-%{RELEASE}\n", package)
-    if command["retcode"]:
-        if "is not installed" in command["stdout"]:
-            return None
+    missing = "is not installed" in command["stdout"]
+    if re.search(r"^error:", command["stderr"], re.MULTILINE) or (command["retcode"] and not missing):
         raise CommandExecutionError(f"rpm cannot tell whether {package} is installed: {_words(command)}")
+    if missing:
+        return None
     return _newest_first(command["stdout"].split())[0]
 
 
@@ -533,13 +535,11 @@ def loading():
     except FileNotFoundError:
         return "auto"
     except OSError as err:
-        raise CommandExecutionError("Cannot read {}: {}".format(path, err.strerror)) from err
+        raise CommandExecutionError(f"Cannot read {path}: {err.strerror}") from err
     # A shell reads it: the last one counts
     word = words[-1] if words else ""
     if word not in ("", "always", "never", "auto"):
-        raise CommandExecutionError(
-            "LIVEPATCH_KERNEL in {} is {!r}: it must be always, never or auto".format(path, word)
-        )
+        raise CommandExecutionError(f"LIVEPATCH_KERNEL in {path} is {word!r}: it must be always, never or auto")
     return word or "auto"
 
 
@@ -561,7 +561,7 @@ def transactional():
     try:
         return bool(os.statvfs(root).f_flag & os.ST_RDONLY)
     except OSError as err:
-        raise CommandExecutionError("Cannot look at {}: {}".format(root, err.strerror)) from err
+        raise CommandExecutionError(f"Cannot look at {root}: {err.strerror}") from err
 
 
 def elsewhere():
@@ -580,7 +580,7 @@ def elsewhere():
     """
     command = _rpm("-qa", "--queryformat", "%{NAME} %{VERSION}-%{RELEASE}\n", "kgraft-patch-*", "kernel-livepatch-*")
     if command["retcode"]:
-        raise CommandExecutionError("rpm cannot tell what is installed: {}".format(_words(command)))
+        raise CommandExecutionError(f"rpm cannot tell what is installed: {_words(command)}")
     found = {}
     for package, version in (line.split() for line in command["stdout"].splitlines()):
         found.setdefault(package, []).append(version)
@@ -592,14 +592,19 @@ def elsewhere():
     }
 
 
-def base():
+def base(packages=None):
     """
-    Return what belongs to live patching beside the patches: the product's release package and the tools.
+    Return what belongs to live patching beside the patches, and whether it is installed.
 
-    Returns ``['sle-live-patching-release', 'kgraft']`` on SUSE Linux Enterprise 12 and
-    ``['sle-module-live-patching-release', 'pattern:lp_sles']`` on 15, as zypper takes them.
+    packages
+        Their names, ``pattern:`` in front of a pattern's. Default: ``sle-live-patching-release`` and ``kgraft`` on SUSE
+        Linux Enterprise 12, ``sle-module-live-patching-release`` and ``pattern:lp_sles`` on 15
 
-    Raises ``CommandExecutionError`` for a kernel that cannot have live patches, with the reason.
+    Returns ``{package: version}``, such as ``{'kgraft': '1.0-13.2', 'sle-live-patching-release': None}``; None where it
+    is not installed.
+
+    Raises ``CommandExecutionError`` if rpm cannot tell, or for a kernel that cannot have live patches;
+    ``SaltInvocationError`` if ``packages`` is no list of names.
 
     CLI Example:
 
@@ -607,9 +612,63 @@ def base():
 
         salt '*' kgraft_pkg.base
     """
-    if name().startswith("kgraft-"):
-        return ["sle-live-patching-release", "kgraft"]
-    return ["sle-module-live-patching-release", "pattern:lp_sles"]
+    return {package: _provided(package) for package in _base(packages)}
+
+
+def install_base(packages=None, lock_timeout=300):
+    """
+    Install what belongs to live patching beside the patches; licences are agreed to.
+
+    packages
+        As for ``kgraft_pkg.base``. Default: its default
+
+    lock_timeout
+        Seconds to wait while another zypper or rpm runs. Default: ``300``
+
+    Returns what ``kgraft_pkg.base`` says afterwards.
+
+    Raises ``CommandExecutionError`` if no repository has one of them, if the lock did not come free, or if one is not
+    installed afterwards; ``SaltInvocationError`` for an argument that cannot be.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_pkg.install_base
+    """
+    deadline = _deadline(lock_timeout)
+    missing = [package for package, version in base(packages).items() if version is None]
+    if missing:
+        _await_lock(deadline)
+        try:
+            __salt__["pkg.install"](pkgs=missing, refresh=False, **_root())
+        except CommandExecutionError as err:
+            raise CommandExecutionError("Installing {}: {}".format(", ".join(missing), _brief(str(err)))) from err
+    there = base(packages)
+    missing = [package for package, version in there.items() if version is None]
+    if missing:
+        raise CommandExecutionError("zypper ran, but {} is not installed".format(", ".join(missing)))
+    return there
+
+
+def _base(packages):
+    if packages is None:
+        if name().startswith("kgraft-"):
+            return ["sle-live-patching-release", "kgraft"]
+        return ["sle-module-live-patching-release", "pattern:lp_sles"]
+    if not isinstance(packages, list) or not all(isinstance(package, str) and package for package in packages):
+        raise SaltInvocationError(f"packages is {packages!r}: give a list of names")
+    return packages
+
+
+def _provided(package):
+    if not package.startswith("pattern:"):
+        return _installed(package)
+    capability = "pattern() = {}".format(package.split(":", 1)[1])
+    command = _rpm("-q", "--queryformat", "%{VERSION}-%{RELEASE}\n", "--whatprovides", capability)
+    if command["retcode"] and "no package provides" not in command["stdout"]:
+        raise CommandExecutionError(f"rpm cannot tell whether {package} is installed: {_words(command)}")
+    return None if command["retcode"] else _newest_first(command["stdout"].split())[0]
 
 
 def _active(*states):
@@ -725,13 +784,13 @@ def _zypper(*arguments):
         raise CommandExecutionError(f"zypper {arguments[0]}: {_words(answer)}") from err
     messages = [(node.get("type"), _brief(node.text or "")) for node in tree.iter("message")]
     errors = [text for kind, text in messages if kind == "error"]
-    # 6: no repositories; 100 to 103: no failures; 104: nothing found; 106: a repository was left out
+    # 6: no repositories; 100 to 103: no failures; 104: nothing found; 106: something found, a repository left out
     if answer["retcode"] not in (0, 6, 100, 101, 102, 103, 104, 106):
         raise CommandExecutionError("zypper {}: {}".format(arguments[0], "; ".join(errors) or _words(answer)))
-    if answer["retcode"] != 106:
-        return tree, []
-    left_out = [text for kind, text in messages if kind == "warning"]
-    return tree, [" ".join(left_out + errors[:1]) or "zypper left a repository out"]
+    left_out = [text for kind, text in messages if kind == "warning" and text.startswith("Skipping repository")]
+    if left_out or answer["retcode"] == 106:
+        return tree, [" ".join(left_out + errors[:1])]
+    return tree, []
 
 
 def _refresh(deadline):
@@ -749,10 +808,11 @@ def _await_lock(deadline):
     Wait for other package managers to end. ``pkg`` would do so without a limit.
 
     libzypp's lock is a file with a process id, and free when that process is gone or a zombie; rpm's is a lock on a
-    file.
+    file, which lies beside its database.
     """
+    rpm_lock = _under(_run(["rpm", "--eval", "%{?_rpmlock_path}"])["stdout"].strip().lstrip("/"))
     while True:
-        holder = _lock_holder()
+        holder = _lock_holder(rpm_lock)
         if holder is None:
             return
         if time.monotonic() >= deadline:
@@ -760,7 +820,7 @@ def _await_lock(deadline):
         time.sleep(_POLL)
 
 
-def _lock_holder():
+def _lock_holder(rpm_lock):
     for path in ("run/zypp.pid", "var/run/zypp.pid"):
         try:
             with salt.utils.files.fopen(os.path.join(os.environ.get("ZYPP_LOCKFILE_ROOT") or _under(""), path)) as lock:
@@ -771,15 +831,15 @@ def _lock_holder():
             continue
         if pid and program:
             return f"{os.path.basename(program)} ({pid})"
-    for path in ("usr/lib/sysimage/rpm/.rpm.lock", "var/lib/rpm/.rpm.lock"):
-        try:
-            with salt.utils.files.fopen(_under(path), "rb") as lock:
-                # Shared, so that only one who writes is in the way, and no one who reads
-                fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return "rpm"
-        except OSError:
-            continue
+    try:
+        with salt.utils.files.fopen(rpm_lock, "rb") as lock:
+            # Shared, so that only one who writes is in the way, and no one who reads
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "rpm"
+    except OSError:
+        # No lock file, or a directory: nobody has ever locked
+        pass
     return None
 
 

@@ -358,6 +358,11 @@ class SuseRoot:
         """What rpm says is installed of a package, as ``['2-2.1']``."""
         return run("rpm", "--root", self.root, "-qa", "--queryformat", "%{VERSION}-%{RELEASE}\n", package).split()
 
+    @property
+    def database(self):
+        """rpm's, which is not where SUSE has it, for Debian's rpm is not for packages of the machine."""
+        return self.root / run("rpm", "--eval", "%_dbpath").strip().lstrip("/")
+
     @contextlib.contextmanager
     def locked(self):
         """While a second zypper holds the lock: its shell, waiting for its next command. Yields its process id."""
@@ -379,7 +384,7 @@ class SuseRoot:
     @contextlib.contextmanager
     def rpm_locked(self):
         """While a transaction of rpm's holds its lock, from a process of its own: locks are not seen by their owner."""
-        path = next(self.root.glob("var/lib/rpm/.rpm.lock"), self.root / "usr/lib/sysimage/rpm/.rpm.lock")
+        path = self.database / ".rpm.lock"
         ready, started = os.pipe()
         holder = os.fork()
         if not holder:
@@ -399,7 +404,7 @@ class SuseRoot:
             os.close(started)
 
     def insmod_with(self, environ):
-        """Let the packages' scripts load modules with the ``insmod`` on the PATH of ``environ``: a lab's environment."""
+        """Let the packages' scripts load modules with the ``insmod`` on PATH in ``environ``, such as a lab's."""
         talk = self.root / "run/insmod"
         talk.mkdir(parents=True, exist_ok=True)
         insmod = self.root / "sbin/insmod"
