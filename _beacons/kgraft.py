@@ -50,7 +50,6 @@ SALTS_OWN = ("interval", "beacon_module") + SWITCHES
 FRESH = {"kernel": {}, "transition": None, "count": 0, "errors": {}, "outbox": []}
 KERNEL = ("abi", "active", "boot_id", "kernelrelease")
 TRANSITION = ("id", "direction", "patch", "since", "times", "told")
-LARGEST_FILE = 1 << 20
 
 # Salt hands events over to the master after we return and does not say when it is done; for this long (seconds) a new
 # minion process sends them again.
@@ -195,7 +194,6 @@ def _look(memory):
     known = (
         running
         and running["patch"]
-        and running["direction"] == status["direction"]
         and memory["kernel"]["boot_id"] == status["boot_id"]
         and not _patches_differ(memory["kernel"], status)
     )
@@ -270,7 +268,7 @@ def _transition(memory, direction, patch, now):
 
 
 def _seconds(running, now):
-    return round(max(0.0, now - running["since"]), 1)
+    return round(now - running["since"], 1)
 
 
 def _stuck(memory, options, now, problems):
@@ -349,7 +347,7 @@ def _read(path):
     fresh = dict(copy.deepcopy(FRESH), count=int(time.time()))
     try:
         with open(path, encoding="utf-8") as file:
-            memory = json.loads(file.read(LARGEST_FILE))
+            memory = json.load(file)
     except FileNotFoundError:
         return fresh, None
     except OSError as err:

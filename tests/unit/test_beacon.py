@@ -220,8 +220,37 @@ def test_a_patch_that_the_kernel_names_late_is_named_at_the_end(kernel, minion):
     [finished] = minion.look()
 
     assert started["patch"] is None
-    assert finished["patch"] == "kgraft_patch_2_2_1"
+    assert (finished["patch"], finished["direction"]) == ("kgraft_patch_2_2_1", "apply")
     assert finished["transition"] == started["transition"]
+
+
+def test_a_patch_whose_functions_all_wait_for_their_modules_is_named_as_the_one_that_came(kernel, minion):
+    minion.look()
+    kernel.start("kgraft-patch-2-2_1", functions=[("absent", "absent_function", 0, 5)])
+
+    assert minion.look()[0]["patch"] == "kgraft_patch_2_2_1"
+
+
+def test_of_several_patches_that_came_between_two_looks_the_newest_is_named(kernel, minion):
+    minion.look()
+    for name in ("kgraft-patch-1-2_1", "kgraft-patch-2-2_1"):
+        kernel.start(name, replace_all=False)
+        kernel.finish()
+
+    [finished] = minion.look()
+
+    assert (finished["patch"], finished["active"]) == (
+        "kgraft_patch_2_2_1",
+        ["kgraft_patch_1_2_1", "kgraft_patch_2_2_1"],
+    )
+
+
+def test_the_order_of_patches_is_no_event(minion):
+    ready = {"abi": "kgraft", "state": "ready", "direction": None, "kernelrelease": "4.4", "boot_id": BOOT_ID}
+    minion.calls["kgraft.status"].side_effect = [{**ready, "active": list(names)} for names in ("ab", "ba")]
+    minion.look()
+
+    assert minion.look() == []
 
 
 @pytest.mark.parametrize("kernel", [{"abi": None}], indirect=True)
@@ -412,6 +441,29 @@ def test_what_a_killed_minion_may_not_have_sent_is_sent_again_as_it_was(kernel, 
     assert minion.look() == []
 
 
+def test_what_a_minion_killed_seconds_later_may_not_have_sent_is_sent_again(kernel, minion):
+    """Salt sends after the beacon has returned; a master that is slow to answer gets its time."""
+    kernel.start("kgraft-patch-2-2_1")
+    lost = minion.look()
+    minion.look(after=5)
+    minion.restart()
+
+    assert minion.look() == lost
+
+
+def test_what_salt_does_to_an_event_is_not_remembered(kernel, minion):
+    kernel.start("kgraft-patch-2-2_1")
+    lost = minion.look()
+    lost[0].pop("tag")
+    lost[0]["active"].clear()
+    minion.look()
+    minion.restart()
+
+    [again] = minion.look()
+
+    assert (again["tag"], again["active"]) == ("started", ["kgraft_patch_2_2_1"])
+
+
 def test_an_end_that_a_killed_minion_did_not_send_is_not_lost_to_a_reboot(kernel, minion):
     kernel.start("kgraft-patch-2-2_1")
     minion.look()
@@ -494,7 +546,7 @@ def test_a_reboot_into_a_transition_says_started(kernel, minion):
 
     [after] = minion.look()
 
-    assert (after["tag"], after["boot_id"]) == ("started", OTHER_BOOT)
+    assert (after["tag"], after["boot_id"], after["patch"]) == ("started", OTHER_BOOT, "kgraft_patch_2_2_1")
     assert after["transition"] != before["transition"]
 
 
@@ -660,6 +712,20 @@ def test_a_full_disk_that_passes_is_told_when_it_comes_back(kernel, minion, full
     kernel.start("kgraft-patch-2-2_1")
 
     assert tags(minion.look()) == ["started", "error"]
+
+
+def test_what_happened_on_a_full_disk_is_remembered_once_there_is_room(kernel, minion, full_disk):
+    full_disk.on = False
+    minion.look()
+    full_disk.on = True
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+    minion.look(after=60)
+    full_disk.on = False
+    minion.look()
+    minion.restart()
+
+    assert minion.look() == []
 
 
 def test_what_happened_on_a_full_disk_is_told_again_after_a_restart(kernel, minion, full_disk):
