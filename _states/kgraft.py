@@ -49,12 +49,12 @@ KINDS = (
 )
 USER_ON_LIVEPATCH = "the kernel signals it every 15 s by itself; wait longer, or restart it"
 
+NEVER = "/etc/sysconfig/livepatching says LIVEPATCH_KERNEL=never"
 FORMS = "write latest, '5' (any release of 5), '5-2.1' (exactly), '>=5' (at least), or a map of kernels to these"
 
 # facts: the flat map that changes are measured by
 Look = collections.namedtuple("Look", "status patches package facts")
 Patience = collections.namedtuple("Patience", "timeout poke_after protect pokes")
-NO_PATIENCE = Patience(1, None, None, ())
 Wish = collections.namedtuple("Wish", "version cves not_affected refresh allow_downgrade settle")
 # number None: the newest there is; release None: any
 Wanted = collections.namedtuple("Wanted", "text number release at_least")
@@ -66,7 +66,7 @@ def __virtual__():
     return (False, "the kgraft states need the execution module kgraft (_modules/kgraft.py), which is not loaded here")
 
 
-def activated(name, register=False, code_from=None, product=None, url=None, packages=None, refresh=True):
+def activated(name, register=False, code_from=None, product=None, url=None, packages=None, refresh=True, timeout=300):
     """
     An enabled repository offers live patches, and what belongs to them is installed, licences accepted.
 
@@ -98,6 +98,9 @@ def activated(name, register=False, code_from=None, product=None, url=None, pack
         Read the repositories' lists again if none is known to offer live patches. Never in a dry run.
         Default: ``True``
 
+    timeout
+        Seconds to wait for another zypper to end. Default: ``300``
+
     ``changes`` holds the ``repositories`` that offer live patches and the packages, old and new, as two looks saw them.
 
     .. code-block:: yaml
@@ -108,13 +111,13 @@ def activated(name, register=False, code_from=None, product=None, url=None, pack
             - code_from: /etc/kgraft.code
     """
 
-    def look():
-        return _provisions(packages)
+    patience = Patience(timeout, None, None, [])
+    subscription = {"code_from": code_from, "product": product, "url": url}
 
     def act(before):
-        return _activate(before, packages, register, refresh, {"code_from": code_from, "product": product, "url": url})
+        return _activate(before, patience, packages, register, refresh, subscription)
 
-    return _report(name, look, act)
+    return _report(name, lambda: _provisions(packages), act, patience)
 
 
 def applied(
@@ -156,7 +159,7 @@ def applied(
         the comment says so. Default: ``None``
 
     timeout
-        Seconds to wait for a transition to end. Default: ``300``
+        Seconds to wait for a transition to end, and for another zypper. Default: ``300``
 
     poke_after
         Seconds of waiting after which the sleeping processes that still block are poked (SIGSTOP, then SIGCONT), and
@@ -236,7 +239,7 @@ def settled(name, timeout=300, poke_after=None, protect=None):
 # ----- look, act, look again
 
 
-def _report(name, look, act, patience=NO_PATIENCE):
+def _report(name, look, act, patience):
     """
     Look, act, look again. A failure becomes the comment; the changes are what the two looks saw.
 
@@ -460,24 +463,24 @@ def _provisions(packages):
     return look._replace(facts=facts)
 
 
-def _activate(before, packages, register, refresh, subscription):
+def _activate(before, patience, packages, register, refresh, subscription):
     _refuse_read_only_root()
     facts = dict(before.facts)
     steps = []
     if not facts["repositories"] and refresh and not __opts__["test"]:
-        facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True)
+        facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True, lock_timeout=patience.timeout)
     if not facts["repositories"]:
         if not register:
             raise CommandExecutionError(
                 "No enabled repository offers live patches: enable one (a channel, a mirror), or write register: True."
             )
-        steps.append(_register(facts, subscription))
+        steps.append(_register(facts, patience, subscription))
     missing = [package for package in sorted(facts) if facts[package] is None]
     if missing and __opts__["test"]:
         steps.append("{} would be installed.".format(", ".join(missing)))
         facts.update((package, "newest") for package in missing)
     elif missing:
-        __salt__["kgraft_pkg.install_base"](packages)
+        __salt__["kgraft_pkg.install_base"](packages, lock_timeout=patience.timeout)
     if __opts__["test"] and steps:
         return " ".join(steps), _differences(before.facts, facts)
     here = ", ".join(sorted(set(facts) - {"repositories"}))
@@ -488,7 +491,7 @@ def _activate(before, packages, register, refresh, subscription):
     ), {}
 
 
-def _register(facts, subscription):
+def _register(facts, patience, subscription):
     if __opts__["test"]:
         status = __salt__["kgraft_subscription.status"](product=subscription["product"])
         if not status["registered"]:
@@ -496,7 +499,7 @@ def _register(facts, subscription):
             return "{} would be registered.".format(status["product"])
     else:
         status = __salt__["kgraft_subscription.register"](**subscription)
-        facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True)
+        facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True, lock_timeout=patience.timeout)
     if not facts["repositories"]:
         raise CommandExecutionError(
             "{} is registered, but no enabled repository offers live patches: is its repository disabled?".format(
@@ -598,7 +601,7 @@ def _running(look):
 
 def _apply_version(before, patience, wish, wanted):
     if wanted.number is None:
-        offered = _available(before, wish)
+        offered = _available(patience, wish)
         if not offered:
             raise CommandExecutionError(_not_offered(before))
         number, release = _key(offered[0])
@@ -607,7 +610,7 @@ def _apply_version(before, patience, wish, wanted):
     look = before
     notes = []
     if not _is_met(wanted, _running(look)):
-        target = _target(look, wish, wanted)
+        target = _target(look, patience, wish, wanted)
         if __opts__["test"]:
             return _would_bring(look, patience, wish, target)
         wish = wish._replace(refresh=False)
@@ -616,7 +619,7 @@ def _apply_version(before, patience, wish, wanted):
             _wait(look, patience, "Nothing was installed. ")
             look = _machine()
         if not _is_met(wanted, _running(look)):
-            look, notes = _bring(look, patience, wish, _target(look, wish, wanted))
+            look, notes = _bring(look, patience, wish, _target(look, patience, wish, wanted))
     if look.status["state"] == "in_progress" and wish.settle:
         if __opts__["test"]:
             return _would_wait(look, patience), _differences(look.facts, _ended(look.facts))
@@ -627,7 +630,7 @@ def _apply_version(before, patience, wish, wanted):
     return " ".join([_reached(before, look)] + notes + _caveats(look)), {}
 
 
-def _target(look, wish, wanted):
+def _target(look, patience, wish, wanted):
     """
     The version to bring: the newest that is wanted. Refused where there is none, or where it would be a step back.
     """
@@ -641,7 +644,7 @@ def _target(look, wish, wanted):
     here = [installed] if installed and _is_met(wanted, installed) else []
     if here and wanted.release and not wanted.at_least:
         return installed
-    offered = _available(look, wish)
+    offered = _available(patience, wish)
     fitting = [version for version in offered if _is_met(wanted, version)] + here
     if not fitting and not offered:
         raise CommandExecutionError(_not_offered(look))
@@ -654,8 +657,10 @@ def _target(look, wish, wanted):
     return max(fitting, key=_key)
 
 
-def _available(look, wish):
-    return __salt__["kgraft_pkg.available"](refresh=bool(wish.refresh) and not __opts__["test"])
+def _available(patience, wish):
+    return __salt__["kgraft_pkg.available"](
+        refresh=bool(wish.refresh) and not __opts__["test"], lock_timeout=patience.timeout
+    )
 
 
 def _not_offered(look):
@@ -674,7 +679,9 @@ def _bring(look, patience, wish, target):
     """
     notes = []
     if look.facts[look.package] != target:
-        told = __salt__["kgraft_pkg.install"](version=target, allow_downgrade=wish.allow_downgrade, refresh=False)
+        told = __salt__["kgraft_pkg.install"](
+            version=target, allow_downgrade=wish.allow_downgrade, refresh=False, lock_timeout=patience.timeout
+        )
         notes += ["zypper: {}.".format(warning.rstrip(".")) for warning in told["warnings"]]
         look = _machine()
     elif _running(look):
@@ -724,7 +731,7 @@ def _would_bring(look, patience, wish, target):
     if _is_loading_forbidden():
         if not steps:
             raise CommandExecutionError(_forbidden(look, target))
-        steps.append("It would not be loaded: LIVEPATCH_KERNEL=never in /etc/sysconfig/livepatching.")
+        steps.append(f"It would not be loaded: {NEVER}.")
     else:
         module = _module(look.package, target)
         steps.append("{} would be loaded{}.".format(module, " and settled" if wish.settle else ""))
@@ -783,7 +790,7 @@ def _apply_cves(before, patience, wish):
         look = _machine()
     answers = __salt__["kgraft_pkg.cves"](*wish.cves)
     if _unfixed(answers, wish) and wish.refresh and not __opts__["test"]:
-        __salt__["kgraft_pkg.available"](refresh=True)
+        _available(patience, wish)
         answers = __salt__["kgraft_pkg.cves"](*wish.cves)
     unfixed = _unfixed(answers, wish)
     wanted = _bringing(look, unfixed)
