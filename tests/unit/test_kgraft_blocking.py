@@ -41,7 +41,14 @@ def test_no_process_is_looked_at_when_ready(kernel, kgraft, monkeypatch):
 
 def test_a_blocking_process_is_told_with_all_that_helps(moving):
     kernel, kgraft = moving
-    kernel.task(731, "hdbindexserver", blocking=True, unit="sapinit.service", start_time=4242, threads={732: {"blocking": True}, 733: {}})
+    kernel.task(
+        731,
+        "hdbindexserver",
+        blocking=True,
+        unit="sapinit.service",
+        start_time=4242,
+        threads={732: {"blocking": True}, 733: {}},
+    )
     kernel.task(740, "bash")
     assert kgraft.blocking() == {
         "state": "in_progress",
@@ -154,7 +161,9 @@ def test_each_kind_is_told(moving, about, kind):
 
 def test_the_kind_is_the_first_that_is_true_of_a_flagged_thread(moving):
     kernel, kgraft = moving
-    kernel.task(731, blocking=True, threads={732: {"blocking": True, "letter": "D"}, 733: {"blocking": True, "letter": "T"}})
+    kernel.task(
+        731, blocking=True, threads={732: {"blocking": True, "letter": "D"}, 733: {"blocking": True, "letter": "T"}}
+    )
     (task,) = kgraft.blocking()["tasks"]
     assert (task["kind"], task["letter"]) == ("stopped", "T")
 
@@ -222,7 +231,12 @@ def test_the_unit_is_the_systems_own(moving, unit, told):
 
 def test_command_lines_and_stacks_are_told_only_when_asked_for(moving):
     kernel, kgraft = moving
-    kernel.task(731, blocking=True, cmdline=["mysql", "--password=secret", b"\xff"], stack="[<0>] pipe_wait+0x6b/0x90\n[<0>] vfs_read\n")
+    kernel.task(
+        731,
+        blocking=True,
+        cmdline=["mysql", "--password=secret", b"\xff"],
+        stack="[<0>] pipe_wait+0x6b/0x90\n[<0>] vfs_read\n",
+    )
     assert "secret" not in str(kgraft.blocking()) + kgraft.summary() + str(kgraft.poke(test=True))
     (task,) = kgraft.blocking(cmdline=True, stacks=True)["tasks"]
     assert task["cmdline"] == ["mysql", "--password=secret", "\\xff"]
@@ -241,7 +255,11 @@ def test_limit_cuts_the_list_and_not_the_count(moving):
     for pid in range(1000, 1030):
         kernel.task(pid, blocking=True)
     held = kgraft.blocking()
-    assert ([task["pid"] for task in held["tasks"]], held["count"], held["complete"]) == (list(range(1000, 1020)), 30, True)
+    assert ([task["pid"] for task in held["tasks"]], held["count"], held["complete"]) == (
+        list(range(1000, 1020)),
+        30,
+        True,
+    )
     assert [task["pid"] for task in kgraft.blocking(limit=2)["tasks"]] == [1000, 1001]
     assert len(kgraft.blocking(limit=None)["tasks"]) == 30
     assert kgraft.summary().endswith("30 blocking: sleep(1000) user, sleep(1001) user, sleep(1002) user, and 27 more")
@@ -275,7 +293,12 @@ def test_a_process_that_ends_while_it_is_looked_at_is_left_out(moving, monkeypat
 
     monkeypatch.setattr(os, "open", exit_first)
     held = kgraft.blocking()
-    assert ([task["pid"] for task in held["tasks"]], held["count"], held["unread"], held["complete"]) == ([732], 1, 0, True)
+    assert ([task["pid"] for task in held["tasks"]], held["count"], held["unread"], held["complete"]) == (
+        [732],
+        1,
+        0,
+        True,
+    )
 
 
 def test_a_process_that_ends_before_its_details_are_read_is_left_out(moving, monkeypatch):
@@ -368,7 +391,12 @@ def test_a_flagged_process_whose_details_make_no_sense_is_counted_and_unread(mov
     kernel.task(732, blocking=True)
     kernel.write("proc/731/task/731/stat", "nonsense")
     held = kgraft.blocking()
-    assert ([task["pid"] for task in held["tasks"]], held["count"], held["unread"], held["complete"]) == ([732], 2, 1, False)
+    assert ([task["pid"] for task in held["tasks"]], held["count"], held["unread"], held["complete"]) == (
+        [732],
+        2,
+        1,
+        False,
+    )
 
 
 def test_in_a_pid_namespace_nothing_is_complete(moving):
@@ -513,10 +541,16 @@ def test_a_look_that_fails_while_waiting_is_no_time_out(moving, clock):
         (lambda k: k.wait(timeout="5m"), r"timeout='5m': must be"),
         (lambda k: k.wait(timeout=float("inf")), r"timeout=inf: must be"),
         (lambda k: k.wait(timeout=True), r"timeout=True: must be"),
-        (lambda k: k.poke(pids="731,x"), r"pids='731,x': must be a process id, a list of them, or a string such as '731,740'"),
+        (
+            lambda k: k.poke(pids="731,x"),
+            r"pids='731,x': must be a process id, a list of them, or a string such as '731,740'",
+        ),
         (lambda k: k.poke(pids=[731, -1]), r"pids=-1: must be"),
         (lambda k: k.poke(pids={"a": 1}), r"pids=\{'a': 1\}: must be"),
-        (lambda k: k.poke(protect="hdb*"), r"protect='hdb\*': must be 'name:PATTERN', 'unit:PATTERN' or 'user:PATTERN'"),
+        (
+            lambda k: k.poke(protect="hdb*"),
+            r"protect='hdb\*': must be 'name:PATTERN', 'unit:PATTERN' or 'user:PATTERN'",
+        ),
         (lambda k: k.poke(protect=["name:"]), r"protect='name:': must be"),
         (lambda k: k.poke(protect=[5]), r"protect=5: must be"),
         (lambda k: k.poke(protect=5), r"protect=5: must be a list of patterns"),

@@ -1,4 +1,4 @@
-"""What the kernel says, row by row: which interface, which patches, which state. The rows are those of the kernel's own files."""
+"""What the kernel says, row by row of its files: which interface, which patches, which state."""
 
 import os
 import shutil
@@ -32,7 +32,9 @@ def test_an_empty_livepatch_directory_beside_kgraft_is_kgraft(make_kernel, kgraf
 
 def test_a_used_livepatch_directory_beside_an_unused_kgraft_is_livepatch(make_kernel, kgraft_on):
     kernel = make_kernel("both")
-    shutil.copytree(make_kernel("livepatch").root / "sys/kernel/livepatch", kernel.root / "sys/kernel/livepatch", dirs_exist_ok=True)
+    shutil.copytree(
+        make_kernel("livepatch").root / "sys/kernel/livepatch", kernel.root / "sys/kernel/livepatch", dirs_exist_ok=True
+    )
     patch = kernel.root / "sys/kernel/livepatch/livepatch_9_2_1"
     patch.mkdir()
     (patch / "enabled").write_text("1\n")
@@ -163,8 +165,16 @@ def test_without_an_owner_link_the_directorys_name_is_folded(kernel, kgraft):
     ("heading", "line", "function"),
     [
         ("Function Weak State", "tcp_v4_rcv 0 2", {"object": None, "name": "tcp_v4_rcv", "sympos": None, "state": 2}),
-        ("Function Object State", "tcp_v4_rcv vmlinux 2", {"object": "vmlinux", "name": "tcp_v4_rcv", "sympos": None, "state": 2}),
-        ("Function Object Sympos State", "lab lab_target 1 5", {"object": "lab_target", "name": "lab", "sympos": 1, "state": 5}),
+        (
+            "Function Object State",
+            "tcp_v4_rcv vmlinux 2",
+            {"object": "vmlinux", "name": "tcp_v4_rcv", "sympos": None, "state": 2},
+        ),
+        (
+            "Function Object Sympos State",
+            "lab lab_target 1 5",
+            {"object": "lab_target", "name": "lab", "sympos": 1, "state": 5},
+        ),
         ("Function State Fatal", "tcp_v4_rcv 2 0", {"object": None, "name": "tcp_v4_rcv", "sympos": None, "state": 2}),
     ],
 )
@@ -382,7 +392,9 @@ def test_an_idle_status_reads_at_most_four_files_and_two_for_each_patch_and_no_p
     for number in range(1, 6):
         kernel.patch(f"kgraft-patch-{number}-1", replace_all=False)
     opened, real_open = [], os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest, **named: opened.append(os.fsdecode(path)) or real_open(path, *rest, **named))
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest, **named: opened.append(os.fsdecode(path)) or real_open(path, *rest, **named)
+    )
     kgraft.status()
     assert len(opened) <= 4 + 2 * 5, opened
     assert not [path for path in opened if path.split("/proc/")[-1].split("/")[0].isdigit()]
@@ -421,9 +433,16 @@ def test_livepatch_before_4_12_has_no_transition_and_is_ready(make_kernel, kgraf
 
 @pytest.mark.parametrize(
     ("enabled", "transition", "state", "direction"),
-    [("1", "1", "applying", "apply"), ("1", "0", "applied", None), ("0", "1", "reverting", "revert"), ("0", "0", "inactive", None)],
+    [
+        ("1", "1", "applying", "apply"),
+        ("1", "0", "applied", None),
+        ("0", "1", "reverting", "revert"),
+        ("0", "0", "inactive", None),
+    ],
 )
-def test_enabled_and_transition_make_the_livepatchs_state(make_kernel, kgraft_on, enabled, transition, state, direction):
+def test_enabled_and_transition_make_the_livepatchs_state(
+    make_kernel, kgraft_on, enabled, transition, state, direction
+):
     kernel = make_kernel("livepatch")
     kernel.patch(LIVEPATCH)
     kernel.write(f"sys/kernel/livepatch/{LIVEPATCH}/enabled", enabled + "\n")
@@ -464,7 +483,9 @@ def test_a_livepatch_that_does_not_say_what_is_patched_has_no_function_states(ma
 
 def test_no_file_that_forces_or_reverts_is_ever_read(make_kernel, kgraft_on, monkeypatch):
     opened, real_open = [], os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest, **named: opened.append(os.fsdecode(path)) or real_open(path, *rest, **named))
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest, **named: opened.append(os.fsdecode(path)) or real_open(path, *rest, **named)
+    )
     for abi, patch in (("kgraft", PATCH), ("livepatch", LIVEPATCH)):
         kernel = make_kernel(abi)
         kernel.start(patch)
@@ -517,7 +538,9 @@ def test_revert_is_refused_before_anything_is_written(kernel, kgraft):
     _refused_revert(kernel, kgraft, PATCH, "a transition is running")
 
 
-@pytest.mark.parametrize(("number", "words"), [(16, "newer patches"), (22, "reverted already"), (11, "a transition is running")])
+@pytest.mark.parametrize(
+    ("number", "words"), [(16, "newer patches"), (22, "reverted already"), (11, "a transition is running")]
+)
 def test_the_kernels_refusal_of_a_revert_is_put_into_words(kernel, kgraft, monkeypatch, number, words):
     kernel.patch(PATCH)
     monkeypatch.setattr(os, "write", lambda descriptor, data: _raise(OSError(number, os.strerror(number))))

@@ -71,7 +71,21 @@ def test_this_process_and_its_ancestors_are_never_poked(here, kgraft):
 
 @pytest.mark.parametrize(
     "name",
-    "corosync corosync-qdevice sbd pacemakerd pacemaker-fenced crmd lrmd dlm_controld multipathd iscsid systemd-journal salt-minion venv-salt-minion".split(),
+    [
+        "corosync",
+        "corosync-qdevice",
+        "sbd",
+        "pacemakerd",
+        "pacemaker-fenced",
+        "crmd",
+        "lrmd",
+        "dlm_controld",
+        "multipathd",
+        "iscsid",
+        "systemd-journal",
+        "salt-minion",
+        "venv-salt-minion",
+    ],
 )
 def test_cluster_daemons_and_the_minion_are_protected_by_name(moving, kgraft, name):
     moving.task(731, name, blocking=True)
