@@ -86,7 +86,7 @@ docs: .venv/3008/.dev  ## the manual, in docs/_build/html
 	$(call step,docs,$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html)
 
 lint: .venv/3008/.dev  ## ruff, and Python 3.6 syntax in what minions load
-	$(call step,lint,$(PY) -m ruff check .; $(PY) -m ruff format --check .; $(PY) -m vermin --quiet --no-tips -t=3.6- --violations $(MINION_FILES))
+	$(call step,lint,$(PY) -m ruff check .; $(PY) -m ruff format --check .; .venv/3008/bin/vermin --quiet --no-tips -t=3.6- --violations $(MINION_FILES))
 
 format: .venv/3008/.dev  ## put the files into ruff's form
 	@$(PY) -m ruff check --fix .; $(PY) -m ruff format .

@@ -2,8 +2,9 @@
 
 import pathlib
 import sys
-import tomllib
 import types
+
+import tomllib
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 

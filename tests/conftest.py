@@ -30,7 +30,7 @@ def pytest_runtest_makereport():
     report = (yield).get_result()
     if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
-        report.longrepr = "skipped, which CI does not allow: {}".format(report.longrepr[-1])
+        report.longrepr = f"skipped, which CI does not allow: {report.longrepr[-1]}"
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """
 Salt's real loader on our checkout, with no daemon.
 
-``loaders``       ``loaders.modules.kgraft.status()``, ``loaders.states.kgraft.settled("x", test=True)``, bound to ``kernel``
+``loaders``       ``loaders.modules.kgraft.status()``, ``loaders.states.kgraft.settled("x")``, bound to ``kernel``
 ``make_loaders``  loaders with options of one's own: ``make_loaders(grains={"os_family": "Suse"})``
 ``beacons``       Salt's loader of beacons on the same minion: ``beacons["kgraft.beacon"](config)``
 """
@@ -19,7 +19,12 @@ def make_loaders(salt_factories, file_root):
     def make(**options):
         minion = salt_factories.salt_minion_daemon(
             random_string("functional-"),
-            overrides={"file_client": "local", "module_dirs": [str(file_root)], "kgraft.root": "/nonexistent", **options},
+            overrides={
+                "file_client": "local",
+                "module_dirs": [str(file_root)],
+                "kgraft.root": "/nonexistent",
+                **options,
+            },
         )
         return Loaders(minion.config.copy())
 

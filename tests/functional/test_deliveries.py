@@ -43,7 +43,9 @@ def public_functions(path):
 def expected(repo):
     """``{kind: ["kgraft.abi", ...]}``, as it stands in the folders."""
     return {
-        kind: sorted(f"{path.stem}.{name}" for path in (repo / f"_{kind}").glob("*.py") for name in public_functions(path))
+        kind: sorted(
+            f"{path.stem}.{name}" for path in (repo / f"_{kind}").glob("*.py") for name in public_functions(path)
+        )
         for kind in KINDS
     }
 
@@ -53,7 +55,10 @@ def source(repo, tmp_path_factory):
     """The files under version control and the new ones beside them, as a clone would have them."""
     copy = tmp_path_factory.mktemp("source") / "saltext-kgraft"
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=repo, check=True, capture_output=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=repo,
+        check=True,
+        capture_output=True,
     )
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (repo / name).is_file():
@@ -73,7 +78,9 @@ class Environment:
         (self.packages / "salt.pth").write_text(salts + "\n", "utf-8")
 
     def pip(self, *arguments):
-        run([sys.executable, "-m", "pip", "--python", self.python, "--quiet", "--disable-pip-version-check", *arguments])
+        run(
+            [sys.executable, "-m", "pip", "--python", self.python, "--quiet", "--disable-pip-version-check", *arguments]
+        )
 
     def load(self, config_dir, expected):
         """Return what a minion finds, and in which files."""
@@ -82,9 +89,8 @@ class Environment:
 
 def run(command, **options):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(word) for word in command], env=environment, capture_output=True, text=True, check=False, timeout=300, **options
-    )
+    words = [str(word) for word in command]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
