@@ -77,7 +77,7 @@ test-kernel: .venv/3008/.test .venv/debian  ## real kernels in a VM
 # ---- the rest
 
 demo: .venv/3008/.salt  ## a live patch held up and settled, by real salt-call runs on the lab
-	@$(PY) -m lab.demo
+	$(call step,demo,$(PY) -m lab.demo)
 
 bench: .venv/3008/.test  ## against the shell way and bare C
 	@$(PY) -m benchmarks
