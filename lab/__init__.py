@@ -64,7 +64,8 @@ class Lab:
         self.abi = abi
         self.children = []
         self._process = None
-        self._command = [sys.executable, "-m", "lab", str(self.root), "--abi", abi]
+        # Its standard input is a pipe from us: however we end, it ends too.
+        self._command = [sys.executable, "-m", "lab", str(self.root), "--abi", abi, "--until-eof"]
         commands = [command if isinstance(command, str) else shlex.join(map(str, command)) for command in run]
         for option, values in (
             ("--run", commands),
@@ -86,7 +87,7 @@ class Lab:
         environ = dict(os.environ, PYTHONPATH=str(HERE.parent))
         with open(self.root / "lab.out", "wb") as out:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environ
+                self._command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=environ
             )
         deadline = time.monotonic() + 20
         while True:
@@ -107,6 +108,7 @@ class Lab:
         finally:
             self._process.kill()
             self._process.wait()
+            self._process.stdin.close()
 
     @property
     def pid(self):

@@ -70,6 +70,7 @@ def parser():
     kernel.add_argument(
         "--install", action="append", default=[], metavar="PATCH", help="put PATCH.ko under ROOT/lib/modules"
     )
+    arguments.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     return arguments
 
 

@@ -328,11 +328,11 @@ class Kernel:
         return self.sys / str(self.abi) / (patch.name if self.abi == "kgraft" else patch.module)
 
     def _show(self, patch):
+        self._show_flags()  # as the kernel does: who sees a transition begin or end sees the tasks of it
         files = self._kgraft_files(patch) if self.abi == "kgraft" else self._livepatch_files(patch)
         self._write_tree(self.directory(patch), files)
         self.write(f"sys/module/{patch.module}/refcnt", f"{int(patch.active)}\n")
         self._write_modules()
-        self._show_flags()
 
     def _kgraft_files(self, patch):
         lines = ["  ".join(COLUMN[column].format(column) for column in self.heading)]

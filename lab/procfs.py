@@ -2,6 +2,7 @@
 The real processes of this machine, as far as the lab may watch them.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -59,7 +60,8 @@ class Processes:
         for cgroup in self.cgroups:
             for path, _, files in os.walk(cgroup):
                 if "cgroup.procs" in files:
-                    pids.update(self._about(Path(path, "cgroup.procs").read_text().split()))
+                    with contextlib.suppress(OSError):  # the group may be gone by now
+                        pids.update(self._about(Path(path, "cgroup.procs").read_text().split()))
         if self.everything or self.sessions:
             pids.update(self._about((name for name in os.listdir(self.proc) if name.isdigit()), not self.everything))
         pids.pop(os.getpid(), None)

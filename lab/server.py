@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -24,7 +25,7 @@ LOG = "kernel.log"
 PERIOD = {"kgraft": 2.0, "livepatch": 1.0}
 RELEASE = {"kgraft": "4.4.180-94.100-default", "livepatch": "6.4.0-150600.23.25-default"}
 LOOK = 0.02  # seconds between two looks at the flagged threads
-IDLE = 0.05  # and when nothing is flagged
+IDLE = 0.01  # and at the files that users write to, when nothing is flagged
 SHOW = 0.25  # seconds between two looks for new and gone processes
 START = 1  # seconds that children get at most until they sleep,
 QUIET = 0.1  # which is when they did not move for so long
@@ -194,6 +195,7 @@ class Server:
         self.stopping = True
 
     def _serve(self, listening):
+        ears = [listening, sys.stdin] if self.options.until_eof else [listening]
         shown = 0
         while not self.stopping:
             began = time.monotonic()
@@ -207,7 +209,10 @@ class Server:
             self.controls.settle()
             # On a machine full of watched processes a look takes its time: at most a third of a core is ours.
             pause = max(LOOK if self.law.running else IDLE, 2 * (time.monotonic() - began))
-            if select.select([listening], [], [], pause)[0]:
+            heard = select.select(ears, [], [], pause)[0]
+            if sys.stdin in heard and not os.read(sys.stdin.fileno(), 4096):
+                self.stopping = True
+            if listening in heard:
                 with contextlib.suppress(OSError), listening.accept()[0] as talk:
                     self._answer(talk)
 

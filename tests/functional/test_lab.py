@@ -388,6 +388,17 @@ def test_a_signal_ends_it_and_leaves_a_watched_process_as_it_was(tmp_path, numbe
         assert animal.switches() == before
 
 
+def test_it_ends_with_whoever_started_it_even_by_sigkill(tmp_path):
+    program = (
+        "import sys, time, lab\nwith lab.Lab(sys.argv[1], run=['sleep 3600']) as it: print(it.pid); time.sleep(3600)"
+    )
+    command = [sys.executable, "-uc", program, str(tmp_path / "root")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        pid = int(starter.stdout.readline())
+        starter.kill()
+    zoo.wait_until(lambda: (zoo.procfs.stat(pid) or {"letter": "Z"})["letter"] == "Z", "the lab ended")
+
+
 def test_it_takes_no_directory_with_a_proc_of_its_own(tmp_path):
     (tmp_path / "root/proc").mkdir(parents=True)
     with pytest.raises(RuntimeError, match="needs a directory to itself"), Lab(tmp_path / "root"):
