@@ -28,7 +28,7 @@ A minion sees this kernel with "kgraft.root: ROOT" in its configuration.
 
 Limits:
   * A refused write (revert, enabled, force, in_progress) does not fail with the kernel's errno: the files are ordinary
-    ones. The outcome is right, within 50 ms, and the log says which errno it would have been.
+    ones. The outcome is right, soon after the write (revert: before it), and the log tells the errno.
   * With the fake signal nothing is sent: ordinary sleepers (S) count as crossed when the kernel would have woken them.
   * It can err by clearing too early, where a thread sleeps several times within one system call.
   * livepatch: every watched process counts as asleep in a patched function, until it runs.

@@ -4,6 +4,8 @@ The lab at work: one loop that looks at the processes, at the files that users w
 
 import contextlib
 import errno
+import fcntl
+import functools
 import json
 import os
 import select
@@ -46,6 +48,45 @@ def prepare(root):
     return root
 
 
+class Doorbell:
+    """
+    A file of which any written byte is an order: kGraft's ``revert``.
+
+    A lease holds whoever opens it for writing until we have obeyed, so that he finds the kernel changed when his write
+    returns. Where there are no leases (some file systems), he finds it changed a moment later.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY)
+        self.leased = False
+        self.obeyed = False
+
+    def close(self):
+        os.close(self.descriptor)
+
+    def poll(self, order):
+        """Call ``order`` once for each write."""
+        written = os.fstat(self.descriptor).st_size > 0
+        if self.leased:
+            opened = fcntl.fcntl(self.descriptor, fcntl.F_GETLEASE) != fcntl.F_RDLCK
+            if not opened and not written:
+                return
+            order()
+            self.obeyed = True
+            fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            self.leased = False
+        elif written:
+            if not self.obeyed:
+                order()
+            self.obeyed = False
+            os.truncate(self.path, 0)
+        else:
+            with contextlib.suppress(OSError):  # somebody has it open
+                fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+                self.leased, self.obeyed = True, False
+
+
 class Controls:
     """
     The files that a user writes to.
@@ -59,17 +100,16 @@ class Controls:
         self.law = law
         self.log = log
         self.empty = 0
+        self.bells = {}
         self.settle()
 
     def poll(self):
         if self.kernel.abi == "kgraft":
             self._in_progress()
-        for patch in list(self.kernel.patches.values()):
-            directory = self.kernel.directory(patch)
-            if self.kernel.abi == "kgraft":
-                if self._taken(directory / "revert"):
-                    self._try(directory / "revert", self.law.revert, patch.name)
-            elif patch.active:
+            self._reverts()
+        else:
+            for patch in [patch for patch in self.kernel.patches.values() if patch.active]:
+                directory = self.kernel.directory(patch)
                 self._enabled(directory / "enabled", patch)
                 if self._taken(directory / "force").strip() == b"1":
                     self._try(directory / "force", self.law.force, patch.name)
@@ -95,6 +135,15 @@ class Controls:
         except FileNotFoundError:
             return b""
         return content
+
+    def _reverts(self):
+        paths = {self.kernel.directory(patch) / "revert": patch.name for patch in self.kernel.patches.values()}
+        for path in set(self.bells) - set(paths):
+            self.bells.pop(path).close()
+        for path, name in paths.items():
+            if path not in self.bells:
+                self.bells[path] = Doorbell(path)
+            self.bells[path].poll(functools.partial(self._try, path, self.law.revert, name))
 
     def _in_progress(self):
         path = self.kernel.sys / "kgraft/in_progress"
@@ -164,6 +213,7 @@ class Server:
         """Serve until told to stop; leaves no process of ours behind."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a broken lease sends; we look soon enough
         try:
             for command in self.options.run:
                 # A session of its own, by which its descendants are known and ended.

@@ -267,7 +267,7 @@ def test_a_byte_written_to_revert_starts_one_and_a_sleeper_blocks_it(tmp_path):
         settled(lab)
         lab.watch(animal.pid)
         (lab.root / f"sys/kernel/kgraft/{ONE}/revert").write_bytes(b"1")
-        zoo.wait_until(lambda: in_progress(lab), "reverting")
+        assert in_progress(lab)
         assert state(lab, ONE) == {3}
         assert flagged(lab, animal.pid)
         poke(animal)

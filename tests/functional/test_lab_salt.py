@@ -59,9 +59,13 @@ def test_the_whole_job_from_load_to_ready(tmp_path, salt_on):
 
 
 def test_a_revert_reaches_the_kernel_through_its_file(tmp_path, salt_on):
-    with Lab(tmp_path / "lab", period=0.2) as lab:
+    with zoo.keep("stopped") as stopped, Lab(tmp_path / "lab", period=0.2) as lab:
         salt = salt_on(lab)
         lab.load(ONE)
         salt.kgraft.wait(timeout=20)
-        salt.kgraft.revert("kgraft_patch_1_2_1", i_accept_loss_of_support=True)
-        zoo.wait_until(lambda: salt.kgraft.patches()["kgraft_patch_1_2_1"]["state"] == "inactive", "reverted")
+        lab.watch(stopped.pid)
+        reverted = salt.kgraft.revert("kgraft_patch_1_2_1", i_accept_loss_of_support=True)
+        assert reverted == {"name": "kgraft_patch_1_2_1", "state": "reverting"}
+        stopped.end()
+        salt.kgraft.wait(timeout=20)
+        assert salt.kgraft.patches()["kgraft_patch_1_2_1"]["state"] == "inactive"
