@@ -77,16 +77,26 @@ def expect(done, words):
 
 
 def main():
-    print("No kernel is touched here: a lab stands in for one with kGraft, over real processes of this machine.", flush=True)
+    print(
+        "No kernel is touched here: a lab stands in for one with kGraft, over real processes of this machine.",
+        flush=True,
+    )
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kg")))
         say("Some processes: two that sleep (one of them in eight threads), a busy one, a stopped one, a zombie.")
-        animals = {kind: stack.enter_context(zoo.keep(kind)) for kind in ("sleep", "threads", "busy", "stopped", "zombie")}
+        animals = {
+            kind: stack.enter_context(zoo.keep(kind)) for kind in ("sleep", "threads", "busy", "stopped", "zombie")
+        }
         for kind, animal in animals.items():
             print(f"{animal.pid:>7} {kind}")
         lab = stack.enter_context(
-            Lab(directory / "kernel", fake_signal=False, pids=[animal.pid for animal in animals.values()], install=[PATCH])
+            Lab(
+                directory / "kernel",
+                fake_signal=False,
+                pids=[animal.pid for animal in animals.values()],
+                install=[PATCH],
+            )
         )
         minion = Minion(directory, lab)
 
@@ -99,15 +109,16 @@ def main():
         expect(minion.run("kgraft.summary"), "in_progress kgraft_patch_2_2_1 apply")
         expect(minion.run("kgraft.blocking", "--out=yaml"), f"pid: {animals['stopped'].pid}")
 
-        say("Whom would a poke (SIGSTOP, then SIGCONT) help, and whom not? A dry run, then the poke.")
-        expect(minion.run("kgraft.poke", "--out=yaml", test=True), "stopped by somebody else")
-        expect(minion.run("kgraft.poke", "--out=newline_values_only"), "poked")
+        say("A poke (SIGSTOP, then SIGCONT) moves sleepers along; it says whom it spares, and why.")
+        expect(minion.run("kgraft.poke", "--out=yaml"), "stopped by somebody else")
 
         say("The sleepers have crossed and sleep on. One process is left, and the wait names it.")
         expect(minion.run("kgraft.summary"), "zoo-stopped")
         expect(minion.run("kgraft.wait", timeout=1), f"zoo-stopped ({animals['stopped'].pid}) stopped")
 
-        say("Only who stopped it can decide to continue it. Then the kernel sees the end at its next look, 2 s later at most.")
+        say(
+            "Only who stopped it can decide to continue it. Then the kernel sees the end at its next look, 2 s later at most."
+        )
         print(f"\n$ kill -CONT {animals['stopped'].pid}", flush=True)
         os.kill(animals["stopped"].pid, signal.SIGCONT)
         expect(minion.run("kgraft.wait", timeout=30), "local:")

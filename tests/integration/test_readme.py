@@ -1,0 +1,37 @@
+"""What README and the manual show was run, and is run again here: each console block below a ``scene`` comment."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parent.parent.parent
+BLOCK = re.compile(r"<!-- scene: (.*?) -->\n+```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ salt (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+
+
+def _held_up(kernel):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(731, "nfsd", blocking=True, kthread=True, stack="[<0>] svc_recv+0x6b/0x90 [sunrpc]\n")
+    kernel.task(4711, "hdbindexserver", blocking=True, unit="sapinit.service", threads={4712: {"blocking": True}})
+
+
+SCENES = {"held up": _held_up}
+
+
+def _commands():
+    for page in [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]:
+        for scene, block in BLOCK.findall(page.read_text("utf-8")):
+            for command, output in COMMAND.findall(block):
+                yield pytest.param(scene, command, output, id=f"{page.name}: salt {command}")
+
+
+@pytest.mark.parametrize(("scene", "command", "output"), _commands())
+def test_what_the_manual_shows_is_what_is_printed(salt_cli, minion, kernel, scene, command, output):
+    SCENES[scene](kernel)
+    target, *words = shlex.split(command)
+    done = salt_cli.run(*words, minion_tgt=minion.id if target == "db1" else target)
+    printed = done.stdout.replace(minion.id, "db1").strip()
+    pattern = ".*".join(re.escape(part) for part in output.strip().split("…"))
+    assert re.fullmatch(pattern, printed, re.DOTALL), f"{printed}\n\nis not\n\n{output}"
