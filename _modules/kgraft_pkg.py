@@ -127,15 +127,8 @@ def installed(kernelrelease=None):
 
 
 def _installed(package):
-    # pkg.list_pkgs and pkg.version answer "nothing" where rpm failed. With a broken database rpm itself says "is not
-    # installed", after an error
-    command = _rpm("-q", "--queryformat", "%{VERSION}-%{RELEASE}\n", package)
-    missing = "is not installed" in command["stdout"]
-    if re.search(r"^error:", command["stderr"], re.MULTILINE) or (command["retcode"] and not missing):
-        raise CommandExecutionError(f"rpm cannot tell whether {package} is installed: {_words(command)}")
-    if missing:
-        return None
-    return _newest_first(command["stdout"].split())[0]
+    versions = _query(f"whether {package} is installed", "%{VERSION}-%{RELEASE}\n", package)
+    return _newest_first(versions)[0] if versions else None
 
 
 def available(kernelrelease=None, refresh=False, lock_timeout=300):
@@ -578,11 +571,11 @@ def elsewhere():
 
         salt '*' kgraft_pkg.elsewhere
     """
-    command = _rpm("-qa", "--queryformat", "%{NAME} %{VERSION}-%{RELEASE}\n", "kgraft-patch-*", "kernel-livepatch-*")
-    if command["retcode"]:
-        raise CommandExecutionError(f"rpm cannot tell what is installed: {_words(command)}")
+    packages = _query(
+        "what is installed", "%{NAME} %{VERSION}-%{RELEASE}\n", "-a", "kgraft-patch-*", "kernel-livepatch-*"
+    )
     found = {}
-    for package, version in (line.split() for line in command["stdout"].splitlines()):
+    for package, version in (line.split() for line in packages):
         found.setdefault(package, []).append(version)
     here = name()
     return {
@@ -665,10 +658,8 @@ def _provided(package):
     if not package.startswith("pattern:"):
         return _installed(package)
     capability = "pattern() = {}".format(package.split(":", 1)[1])
-    command = _rpm("-q", "--queryformat", "%{VERSION}-%{RELEASE}\n", "--whatprovides", capability)
-    if command["retcode"] and "no package provides" not in command["stdout"]:
-        raise CommandExecutionError(f"rpm cannot tell whether {package} is installed: {_words(command)}")
-    return None if command["retcode"] else _newest_first(command["stdout"].split())[0]
+    versions = _query(f"whether {package} is installed", "%{VERSION}-%{RELEASE}\n", "--whatprovides", capability)
+    return _newest_first(versions)[0] if versions else None
 
 
 def _active(*states):
@@ -901,6 +892,18 @@ def _under(path):
 def _root():
     root = os.path.normpath(_under(""))
     return {} if root == "/" else {"root": root}
+
+
+def _query(question, queryformat, *arguments):
+    """
+    Ask rpm; return the lines of its answer, none for "there is none". pkg.list_pkgs and pkg.version say that of every
+    failure, and with a broken database rpm itself does, after an error.
+    """
+    command = _rpm("-q", "--queryformat", queryformat, *arguments)
+    none = re.search(r"is not installed$|^no package provides", command["stdout"], re.MULTILINE)
+    if re.search(r"^error:", command["stderr"], re.MULTILINE) or (command["retcode"] and not none):
+        raise CommandExecutionError(f"rpm cannot tell {question}: {_words(command)}")
+    return [] if none else command["stdout"].splitlines()
 
 
 def _rpm(*arguments):
