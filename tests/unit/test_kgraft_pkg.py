@@ -1,0 +1,230 @@
+"""What kgraft_pkg knows by itself: names of packages, arguments, support windows, the lock, and what it keeps quiet."""
+
+import os
+import subprocess
+from unittest.mock import create_autospec
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+KERNEL = "4.4.180-94.100-default"
+
+
+@pytest.fixture
+def bind(load, tmp_path):
+    """Return ``bind(**dunders)``: kgraft_pkg on a machine that runs ``KERNEL``."""
+    kgraft = load("_modules/kgraft.py")
+    status = create_autospec(kgraft.status, return_value={"abi": "kgraft", "kernelrelease": KERNEL, "active": []})
+
+    def make(**dunders):
+        return load(
+            "_modules/kgraft_pkg.py",
+            **{
+                "__opts__": {"kgraft.root": str(tmp_path)},
+                "__grains__": {"os_family": "Suse", "osmajorrelease": 12},
+                "__salt__": {"kgraft.status": status},
+                **dunders,
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+def kgraft_pkg(bind):
+    return bind()
+
+
+# Names, from packaging.md: every form of a release, both schemes, each flavour
+
+
+@pytest.mark.parametrize(
+    ("kernelrelease", "package"),
+    [
+        ("3.12.28-4-default", "kgraft-patch-3_12_28-4-default"),
+        ("3.12.51-52.31-default", "kgraft-patch-3_12_51-52_31-default"),
+        ("3.12.51-52.31-xen", "kgraft-patch-3_12_51-52_31-xen"),
+        ("4.4.21-69-default", "kgraft-patch-4_4_21-69-default"),
+        ("4.4.120-3.11.1-rt", "kgraft-patch-4_4_120-3_11_1-rt"),
+        ("4.4.38-81.stage.3-default", "kgraft-patch-4_4_38-81_stage_3-default"),
+        ("4.4.180-94.100-default", "kgraft-patch-4_4_180-94_100-default"),
+        ("4.12.14-94.41-default", "kgraft-patch-4_12_14-94_41-default"),  # 12 SP4
+        ("4.12.14-95.3-default", "kgraft-patch-4_12_14-95_3-default"),
+        ("4.12.14-120-default", "kgraft-patch-4_12_14-120-default"),  # 12 SP5
+        ("4.12.14-122.228-default", "kgraft-patch-4_12_14-122_228-default"),
+        ("4.12.14-23-default", "kernel-livepatch-4_12_14-23-default"),  # 15
+        ("4.12.14-25.28-default", "kernel-livepatch-4_12_14-25_28-default"),
+        ("4.12.14-150.90-default", "kernel-livepatch-4_12_14-150_90-default"),
+        ("4.12.14-195-default", "kernel-livepatch-4_12_14-195-default"),  # 15 SP1
+        ("4.12.14-197.108-default", "kernel-livepatch-4_12_14-197_108-default"),
+        ("5.3.18-24.107-default", "kernel-livepatch-5_3_18-24_107-default"),
+        ("5.14.21-150400.24.33-default", "kernel-livepatch-5_14_21-150400_24_33-default"),
+        ("5.14.21-150400.15.11-rt", "kernel-livepatch-5_14_21-150400_15_11-rt"),
+        ("6.12.0-160000.5-default", "kernel-livepatch-6_12_0-160000_5-default"),
+    ],
+)
+def test_a_package_is_named_after_its_kernel(kgraft_pkg, kernelrelease, package):
+    assert kgraft_pkg.name(kernelrelease) == package
+
+
+@pytest.mark.parametrize(("major", "scheme"), [(12, "kgraft-patch"), (15, "kernel-livepatch")])
+def test_a_real_time_kernel_4_12_14_is_named_by_the_system_it_belongs_to(bind, major, scheme):
+    kgraft_pkg = bind(__grains__={"osmajorrelease": major})
+
+    assert kgraft_pkg.name("4.12.14-10.3-rt") == f"{scheme}-4_12_14-10_3-rt"
+
+
+def test_the_running_kernel_is_meant_unless_told_otherwise(kgraft_pkg):
+    assert kgraft_pkg.name() == "kgraft-patch-4_4_180-94_100-default"
+
+
+@pytest.mark.parametrize(
+    ("kernelrelease", "reason"),
+    [
+        ("3.0.101-108.7-default", "live patching began with 3.12"),
+        ("4.12.14-6.3-azure", "none for the flavour 'azure', only for default, rt, xen"),
+        ("6.1.0-18-amd64", "none for the flavour 'amd64'"),
+        ("5.14.0-427.el9.x86_64", "not named as SUSE names kernels"),
+        ("5.3.18-lp152.19-default", "not named as SUSE names kernels"),
+        ("4.4.180-94.100.1.1-default", "not named as SUSE names kernels"),
+        ("4.4.180-94.100", "not named as SUSE names kernels"),
+        ("", "not named as SUSE names kernels"),
+    ],
+)
+def test_a_kernel_without_live_patches_is_an_error_that_says_why(kgraft_pkg, kernelrelease, reason):
+    with pytest.raises(CommandExecutionError, match=reason):
+        kgraft_pkg.name(kernelrelease)
+
+
+# Where it loads
+
+
+def test_it_is_not_there_where_pkg_is_not_zyppers(bind):
+    assert bind(__grains__={"os_family": "Debian"}).__virtual__() == (
+        False,
+        "kgraft_pkg works with zypper's packages: os_family is 'Debian', not 'Suse'",
+    )
+
+
+@pytest.mark.parametrize("tool", ["zypper", "rpm"])
+def test_it_is_not_there_without_its_tools(kgraft_pkg, monkeypatch, tool):
+    # Salt looks into /usr/bin whatever PATH says
+    monkeypatch.setattr(kgraft_pkg.salt.utils.path, "which", lambda name: None if name == tool else name)
+
+    assert kgraft_pkg.__virtual__() == (False, f"kgraft_pkg needs {tool}, which is not on PATH")
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("version", [2.1, "2.10", "", "latest", ">=5", "2-", True, ["2"], "2_2_1"])
+def test_a_version_that_cannot_be_is_refused_with_what_to_write(kgraft_pkg, version):
+    for function in (kgraft_pkg.install, kgraft_pkg.fixes):
+        with pytest.raises(SaltInvocationError, match="version is .*: quote it, as '2' or '2-2.1'"):
+            function(version)
+
+
+@pytest.mark.parametrize("lock_timeout", [-1, "5", None, True])
+def test_a_time_out_that_is_no_time_is_refused(kgraft_pkg, lock_timeout):
+    with pytest.raises(SaltInvocationError, match="lock_timeout is "):
+        kgraft_pkg.install(lock_timeout=lock_timeout)
+
+
+def test_cves_wants_at_least_one(kgraft_pkg):
+    with pytest.raises(SaltInvocationError, match="at least one"):
+        kgraft_pkg.cves()
+
+
+# The support window
+
+
+def lifecycle(root, text, file="sle-live-patching.lifecycle"):
+    (root / "var/lib/lifecycle/data").mkdir(parents=True, exist_ok=True)
+    (root / "var/lib/lifecycle/data" / file).write_text(text)
+
+
+def test_the_support_window_is_this_kernels(kgraft_pkg, tmp_path):
+    lifecycle(
+        tmp_path,
+        "# package, version, date\n"
+        "kgraft-patch-4_4_180-94_97-default, *, 2026-06-30\n"
+        "kgraft-patch-4_4_180-94_100-default, *, 2026-12-31\n"
+        "kgraft-patch-4_4_180-94_100, *, 2027-12-31\n",
+    )
+
+    assert kgraft_pkg.supported_until() == "2026-12-31"
+    assert kgraft_pkg.supported_until("4.4.180-94.97-default") == "2026-06-30"
+    assert kgraft_pkg.supported_until("4.4.180-94.107-default") is None
+
+
+def test_without_the_data_there_is_no_date(kgraft_pkg):
+    assert kgraft_pkg.supported_until() is None
+
+
+def test_text_instead_of_a_date_is_no_date(kgraft_pkg, tmp_path):
+    lifecycle(tmp_path, "kgraft-patch-4_4_180-94_100-default, *, end of life\n\nodd\n,,\n")
+
+    assert kgraft_pkg.supported_until() is None
+
+
+def test_of_several_dates_the_latest_counts(kgraft_pkg, tmp_path):
+    lifecycle(tmp_path, "kgraft-patch-4_4_180-94_100-default,*,2026-12-31\n")
+    lifecycle(tmp_path, "kgraft-patch-4_4_180-94_1*-default, *, 2027-03-31\n", "ltss.lifecycle")
+    lifecycle(tmp_path, "kgraft-patch-4_4_180-94_100-default, *, 2099-01-01\n", "old.lifecycle.rpmsave")
+
+    assert kgraft_pkg.supported_until() == "2027-03-31"
+
+
+def test_support_data_that_cannot_be_read_are_not_none(kgraft_pkg, tmp_path):
+    (tmp_path / "var/lib/lifecycle/data/odd.lifecycle").mkdir(parents=True)
+
+    with pytest.raises(CommandExecutionError, match="Cannot read the support windows"):
+        kgraft_pkg.supported_until()
+
+
+# The lock of zypper: a file with a process id, as libzypp reads it
+
+
+@pytest.fixture
+def holder(kgraft_pkg, tmp_path):
+    """Return ``holder(text)``: who holds the lock when the file says this."""
+    (tmp_path / "run").mkdir()
+
+    def ask(text):
+        (tmp_path / "run/zypp.pid").write_text(text)
+        return kgraft_pkg._lock_holder(str(tmp_path / "no-rpm-lock"))
+
+    return ask
+
+
+def test_a_running_process_holds_the_lock(holder):
+    assert holder(f"{os.getpid()}\n").endswith(f"({os.getpid()})")
+
+
+def test_a_zombie_does_not_hold_the_lock(holder):
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    assert holder(f"{child.pid}\n") is None
+    child.wait()
+
+
+@pytest.mark.parametrize("text", ["", "\n", "0\n", "4194305\n", "odd\n"])
+def test_a_file_without_a_living_process_is_no_lock(holder, text):
+    assert holder(text) is None
+
+
+# Repositories' addresses in what zypper says
+
+
+@pytest.mark.parametrize(
+    ("said", "repeated"),
+    [
+        ("[a|https://scc-user:hunter2@updates.example.com/x] bad", "[a|https://updates.example.com/x] bad"),
+        ("'https://manager/rhn/x?eyJhbGciOi.J9' bad", "'https://manager/rhn/x?…' bad"),
+        ("[a|https://u:p@manager/x?token] 'dir:/x'", "[a|https://manager/x?…] 'dir:/x'"),
+        ("why? nobody knows", "why? nobody knows"),
+    ],
+)
+def test_passwords_and_tokens_in_addresses_are_not_repeated(kgraft_pkg, said, repeated):
+    assert kgraft_pkg._discreet(said) == repeated
