@@ -16,8 +16,9 @@ where it lies, and it is read only when it is needed.
 The code appears in no log at any level, no return, event or cache file that
 this module causes. Two things are out of its hands. SUSEConnect takes the code
 on its command line, where every user of the machine can see it while it runs.
-And Salt itself caches pillar on the master and shows it in ``pillar.items``:
-where that is too much, use a file or an SDB whose driver keeps quiet.
+And pillar belongs to Salt: the master caches each minion's pillar, and whoever
+renders pillar (the master, or a minion without one) logs its files at the levels
+``garbage`` and ``all``. Where that is too much, use a file or an SDB.
 
 Machines whose channels come from SUSE Manager, Uyuni or a cloud provider have
 no registration of this kind, and need none.

@@ -2,7 +2,7 @@
 Where a registration code is seen: a master and a minion that log all they can, and a search of everything they wrote.
 
 A reference to a file or to an SDB keeps the code out of all of it. A code in the pillar is handled by Salt's master
-before this project sees it: the master logs the rendered pillar file at level debug, and caches the minion's pillar.
+before this project sees it: at level all the master logs the rendered pillar file, and it caches the minion's pillar.
 The minion, the returns, the events and the job cache are free of it there too.
 """
 
