@@ -1,0 +1,48 @@
+{#
+  A live patch for a fleet: canaries, a time to show trouble, then the rest in batches. It stops at the first machine
+  that does not get through, with its name and what blocks there.
+
+    salt-run state.orchestrate examples.orchestrate.rollout pillar='{"rollout": {"canaries": "G@role:canary"}}'
+#}
+{% set rollout = {
+    'canaries': 'G@role:canary',
+    'rest': '*',
+    'sls': 'examples.states.applied',
+    'soak': 3600,
+    'batch': '10%',
+} %}
+{% do rollout.update(pillar.get('rollout', {})) %}
+
+the canaries are patched:
+  salt.state:
+    - tgt: {{ rollout['canaries'] | json }}
+    - tgt_type: compound
+    - sls: {{ rollout['sls'] }}
+
+they have had time to show trouble:
+  salt.runner:
+    - name: test.sleep
+    - s_time: {{ rollout['soak'] }}
+    - require:
+      - salt: the canaries are patched
+
+they are quiet:
+  salt.state:
+    - tgt: {{ rollout['canaries'] | json }}
+    - tgt_type: compound
+    - sls: examples.orchestrate.quiet
+    - pillar:
+        soak: {{ rollout['soak'] }}
+    - require:
+      - salt: they have had time to show trouble
+
+the rest is patched:
+  salt.state:
+    - tgt: {{ ('( ' ~ rollout['rest'] ~ ' ) and not ( ' ~ rollout['canaries'] ~ ' )') | json }}
+    - tgt_type: compound
+    - sls: {{ rollout['sls'] }}
+    - batch: {{ rollout['batch'] | json }}
+    # no further batch after a machine that fails
+    - failhard: True
+    - require:
+      - salt: they are quiet

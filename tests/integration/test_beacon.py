@@ -1,0 +1,289 @@
+"""The beacon's events as a master hears them, from a minion that is refreshed, restarted and killed."""
+
+import datetime
+import itertools
+import random
+import time
+import uuid
+
+import psutil
+import pytest
+from saltfactories.utils import random_string
+
+from lab.files import Kernel
+
+EVERY_EVENT = {"transition", "abi", "direction", "patch", "active", "kernelrelease", "boot_id", "id", "_stamp"}
+
+
+class Ear:
+    """What the master's bus carried from one minion since ``listen()``."""
+
+    def __init__(self, listener, master, minion):
+        self.listener = listener
+        self.master = master
+        self.prefix = f"salt/beacon/{minion.id}/"
+        self.listen()
+
+    def listen(self):
+        self.since = datetime.datetime.now(tz=datetime.timezone.utc)
+
+    def heard(self, instance="kgraft"):
+        """``[(tag, payload)]``, oldest first."""
+        events = [
+            # the listener has taken the stamp out
+            (event.stamp, event.tag, dict(event.data, _stamp=event.stamp))
+            for event in self.listener.get_events([(self.master.id, f"{self.prefix}*")], after_time=self.since)
+        ]
+        start = f"{self.prefix}{instance}/"
+        return [
+            (tag[len(start) :], data)
+            for _, tag, data in sorted(events, key=lambda event: event[0])
+            if tag.startswith(start)
+        ]
+
+    def wait_for(self, tag, instance="kgraft", deadline=60, **payload):
+        """Return the payload of the first event with this tag that says ``payload``."""
+        end = time.monotonic() + deadline
+        while time.monotonic() < end:
+            for one, data in self.heard(instance):
+                if one == tag and payload.items() <= data.items():
+                    return data
+            time.sleep(0.1)
+        raise AssertionError(f"no {instance}/{tag} {payload} in {deadline} s, but {self.heard(instance)}")
+
+
+def after_looks(kernel, count=3, deadline=60):
+    """Return when the beacon has looked ``count`` times more, as the access times of what it reads tell."""
+    boot_id = kernel.root / "proc/sys/kernel/random/boot_id"
+    end = time.monotonic() + deadline
+    for _ in range(count):
+        # a reader moves an access time that is not later than the time of modification
+        kernel.write("proc/sys/kernel/random/boot_id", boot_id.read_text())
+        fresh = boot_id.stat()
+        while boot_id.stat().st_atime_ns == fresh.st_atime_ns:
+            assert time.monotonic() < end, "the beacon does not look"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("beacon") / "root"
+
+
+@pytest.fixture(scope="module")
+def kernel(root):
+    """One kernel for all tests: each leaves it ready, or begins a new boot."""
+    return Kernel(root)
+
+
+@pytest.fixture
+def patch():
+    """A name that no test before has used."""
+    return f"kgraft-patch-{random.randrange(1, 10**9)}-2_1"
+
+
+@pytest.fixture(scope="module")
+def minion(master, root, kernel):
+    factory = master.salt_minion_daemon(
+        random_string("beacon-"),
+        overrides={
+            "loop_interval": 1,
+            "kgraft.root": str(root),
+            "beacons": {"kgraft": [{"stuck_after": 2}, {"remind": 2}]},
+        },
+    )
+    with factory.started():
+        synced = factory.salt_call_cli(timeout=120).run("saltutil.sync_all")
+        assert synced.returncode == 0, synced
+        yield factory
+
+
+@pytest.fixture(scope="module")
+def call(minion):
+    cli = minion.salt_call_cli(timeout=120)
+
+    def run(*arguments, **options):
+        result = cli.run(*arguments, **options)
+        assert result.returncode == 0, result
+        return result.data
+
+    return run
+
+
+@pytest.fixture
+def ear(event_listener, master, minion, kernel):
+    ear = Ear(event_listener, master, minion)
+    yield ear
+    (kernel.root / "gone").exists() and (kernel.root / "gone").rename(kernel.root / "sys")
+    kernel.finish()
+
+
+def kill(minion):
+    """kill -9, the daemon and all its processes, and wait for their end."""
+    leader = psutil.Process(minion.pid)
+    family = [leader, *leader.children(recursive=True)]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=30)
+    minion.terminate()
+
+
+@pytest.mark.smoke
+def test_the_events_arrive_as_the_manual_shows_them(kernel, ear, patch):
+    kernel.task(731, "nfsd", kthread=True, blocking=True, unit="nfs.service")
+    kernel.start(patch)
+    started = ear.wait_for("started", deadline=120)
+    stuck = ear.wait_for("stuck", times=2)
+    kernel.exit(731)
+    kernel.finish()
+    finished = ear.wait_for("finished")
+    (kernel.root / "sys").rename(kernel.root / "gone")
+    error = ear.wait_for("error")
+
+    module = patch.replace("-", "_")
+    assert set(started) == EVERY_EVENT
+    assert (started["abi"], started["direction"], started["patch"], started["active"]) == (
+        "kgraft",
+        "apply",
+        module,
+        [module],
+    )
+    assert set(stuck) == EVERY_EVENT | {"seconds", "times", "tasks", "count", "complete"}
+    assert (stuck["count"], stuck["complete"]) == (1, True)
+    [task] = stuck["tasks"]
+    assert set(task) == {"pid", "tids", "name", "user", "unit", "letter", "kind", "start_time"}
+    assert (task["pid"], task["name"], task["kind"], task["unit"]) == (731, "nfsd", "kernel", "nfs.service")
+    assert set(finished) == EVERY_EVENT | {"seconds", "observed"}
+    assert finished["observed"] is True
+    assert finished["seconds"] >= 4
+    assert set(error) == EVERY_EVENT | {"error"}
+    assert str(kernel.root) in error["error"]
+    assert started["transition"] == stuck["transition"] == finished["transition"]
+    assert [tag for tag, _ in ear.heard()] == ["started", "stuck", "stuck", "finished", "error"]
+
+
+def test_refreshes_and_syncs_tell_nothing_twice(kernel, ear, call, patch):
+    (kernel.root / "gone").exists() and (kernel.root / "gone").rename(kernel.root / "sys")
+    call("beacons.modify", "kgraft", [{"stuck_after": 600}])
+    kernel.start(patch)
+    ear.wait_for("started")
+    for refresh in (
+        "saltutil.refresh_pillar",
+        "saltutil.refresh_beacons",
+        "saltutil.sync_beacons",
+        "saltutil.refresh_modules",
+    ):
+        call(refresh)
+        after_looks(kernel)
+    # what a sync of changed files ends in
+    call("saltutil.clear_cache")
+    call("saltutil.sync_all", "refresh=True")
+    after_looks(kernel)
+
+    assert [tag for tag, _ in ear.heard()] == ["started"]
+    kernel.finish()
+    ear.wait_for("finished")
+
+
+def test_it_can_be_added_by_a_call_and_waits_for_state_runs_if_told(kernel, ear, call, master, minion, patch):
+    cli = minion.salt_call_cli(timeout=120)
+    refused = cli.run("beacons.add", "patient", [{"beacon_module": "kgraft"}, {"stuck_afer": 1}])
+    assert refused.returncode != 0
+    assert "The kgraft beacon has no option 'stuck_afer': write stuck_after." in refused.data["comment"]
+    added = call("beacons.add", "patient", [{"beacon_module": "kgraft"}, {"disable_during_state_run": True}])
+    assert added["result"] is True, added
+    after_looks(kernel)
+    state = master.salt_cli(timeout=60)
+    state.run("--async", "state.single", "cmd.run", "sleep 6", minion_tgt=minion.id)
+    end = time.monotonic() + 30
+    while not any(job["fun"] == "state.single" for job in call("saltutil.running")):
+        assert time.monotonic() < end, "the state run has not begun"
+
+    kernel.start(patch)
+    at_once = ear.wait_for("started")
+    patient = ear.wait_for("started", instance="patient")
+    kernel.finish()
+    ear.wait_for("finished", instance="patient")
+
+    assert patient["_stamp"] > at_once["_stamp"]
+    assert [tag for tag, _ in ear.heard("patient")] == ["started", "finished"]
+    assert call("beacons.delete", "patient")["result"] is True
+
+
+def test_it_can_be_configured_in_pillar_in_several_instances(kernel, ear, call, master, minion, patch):
+    pillar = master.pillar_tree.base
+    with (
+        pillar.temp_file("top.sls", f"base: {{'{minion.id}': [watch]}}"),
+        pillar.temp_file(
+            "watch.sls",
+            "beacons: {early: [{beacon_module: kgraft}, {stuck_after: 1}], late: [{beacon_module: kgraft}]}",
+        ),
+    ):
+        call("saltutil.refresh_pillar", "wait=True")
+        after_looks(kernel, 6)
+        kernel.start(patch)
+        for instance in ("early", "late"):
+            ear.wait_for("started", instance=instance)
+        ear.wait_for("stuck", instance="early")
+        kernel.finish()
+        for instance in ("early", "late"):
+            ear.wait_for("finished", instance=instance)
+        assert [tag for tag, _ in ear.heard("late")] == ["started", "finished"]
+    call("saltutil.refresh_pillar", "wait=True")
+
+
+def test_a_new_boot_is_a_new_beginning(kernel, ear, patch):
+    kernel.patch(patch)
+    kernel.write("proc/sys/kernel/random/boot_id", f"{uuid.uuid4()}\n")
+    after_looks(kernel)
+    assert ear.heard() == []
+    kernel.revert(patch)
+
+    started = ear.wait_for("started", direction="revert")
+
+    assert started["transition"].startswith((kernel.root / "proc/sys/kernel/random/boot_id").read_text().strip())
+    kernel.finish()
+    ear.wait_for("finished")
+
+
+def test_fifteen_transitions_and_two_kills_of_the_minion(kernel, ear, minion):
+    """Each is heard from its start to its end, under one id; only a kill makes an event come twice."""
+    chance = random.Random(4711)
+    names = [f"kgraft-patch-{number}-15_1" for number in range(15)]
+    kills = []
+
+    def kill_and_start():
+        kills.append(datetime.datetime.now(tz=datetime.timezone.utc))
+        kill(minion)
+        minion.start()
+
+    former = list(kernel.patches)
+    for number, name in enumerate(names):
+        kernel.start(name)
+        if number == 4:
+            # about the time of the look that sees it: before, in, or after
+            end = time.monotonic() + chance.uniform(0, 1.5)
+            while time.monotonic() < end:
+                time.sleep(0.01)
+            kill_and_start()
+        ear.wait_for("started", patch=name.replace("-", "_"))
+        kernel.finish()
+        for replaced in former:
+            kernel.remove(replaced)
+        former = [name]
+        if number == 9:
+            kill_and_start()
+        ear.wait_for("finished", patch=name.replace("-", "_"))
+
+    heard = {}
+    for tag, event in ear.heard():
+        heard.setdefault((tag, event["transition"]), []).append(event)
+    for edge in ("started", "finished"):
+        patches = [events[0]["patch"] for (tag, _), events in heard.items() if tag == edge]
+        assert patches == [name.replace("-", "_") for name in names]
+    assert len(heard) == 30
+    for events in heard.values():
+        for first, again in itertools.pairwise(events):
+            assert [kill for kill in kills if first["_stamp"] < kill < again["_stamp"]], (
+                f"twice without a kill: {again}"
+            )
