@@ -657,8 +657,14 @@ def _base(packages):
 def _provided(package):
     if not package.startswith("pattern:"):
         return _installed(package)
-    capability = "pattern() = {}".format(package.split(":", 1)[1])
-    versions = _query(f"whether {package} is installed", "%{VERSION}-%{RELEASE}\n", "--whatprovides", capability)
+    # Patterns are packages that provide pattern() in their own name as the version
+    columns = "%{VERSION}-%{RELEASE}[ %{PROVIDENAME}=%{PROVIDEVERSION}]\n"
+    command = _rpm("-q", "--queryformat", columns, "--whatprovides", "pattern()")
+    if command["retcode"] and "no package provides" not in command["stdout"]:
+        raise CommandExecutionError(f"rpm cannot tell whether {package} is installed: {_words(command)}")
+    wanted = "pattern()={}".format(package.split(":", 1)[1])
+    rows = [line.split() for line in command["stdout"].splitlines()]
+    versions = [row[0] for row in rows if wanted in row[1:]]
     return _newest_first(versions)[0] if versions else None
 
 

@@ -268,8 +268,8 @@ def _report(name, look, act, patience):
         except CommandExecutionError as err:
             ret["result"] = False
             ret["comment"] += "\nWhat changed cannot be told: " + _words(err)
-        if patience.pokes:
-            poked = [_task(task) for poke in patience.pokes for task in poke["poked"]]
+        poked = [_task(task) for poke in patience.pokes for task in poke["poked"]]
+        if poked:
             ret["changes"]["poked"] = sorted(set(poked), key=poked.index)
     return ret
 
@@ -310,6 +310,11 @@ def _machine():
         raise CommandExecutionError(
             "The module kgraft_pkg is not loaded on this minion: live patches as packages need zypper."
             " kgraft.settled works here."
+        )
+    if __salt__["kgraft_pkg.transactional"]():
+        raise CommandExecutionError(
+            "The root file system is read-only here: only transactional-update changes its packages, and a reboot"
+            " brings them. Nothing was done."
         )
     package = __salt__["kgraft_pkg.name"]()
     look.facts[package] = __salt__["kgraft_pkg.installed"]()
@@ -464,7 +469,6 @@ def _provisions(packages):
 
 
 def _activate(before, patience, packages, register, refresh, subscription):
-    _refuse_read_only_root()
     facts = dict(before.facts)
     steps = []
     if not facts["repositories"] and refresh and not __opts__["test"]:
@@ -492,13 +496,11 @@ def _activate(before, patience, packages, register, refresh, subscription):
 
 
 def _register(facts, patience, subscription):
-    if __opts__["test"]:
-        status = __salt__["kgraft_subscription.status"](product=subscription["product"])
-        if not status["registered"]:
-            facts["repositories"] = ["those of {}".format(status["product"])]
-            return "{} would be registered.".format(status["product"])
-    else:
-        status = __salt__["kgraft_subscription.register"](**subscription)
+    status = __salt__["kgraft_subscription.register"](test=__opts__["test"], **subscription)
+    if __opts__["test"] and not status["registered"]:
+        facts["repositories"] = ["those of {}".format(status["product"])]
+        return "{} would be registered.".format(status["product"])
+    if not __opts__["test"]:
         facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True, lock_timeout=patience.timeout)
     if not facts["repositories"]:
         raise CommandExecutionError(
@@ -509,20 +511,11 @@ def _register(facts, patience, subscription):
     return "{} was registered.".format(status["product"])
 
 
-def _refuse_read_only_root():
-    if __salt__["kgraft_pkg.transactional"]():
-        raise CommandExecutionError(
-            "The root file system is read-only here: only transactional-update changes its packages, and a reboot"
-            " brings them. Nothing was done."
-        )
-
-
 # ----- applied
 
 
 def _apply(before, patience, wish):
     _check_wish(wish)
-    _refuse_read_only_root()
     if wish.cves is not None:
         return _apply_cves(before, patience, wish)
     return _apply_version(before, patience, wish, _wanted(wish.version, before.status["kernelrelease"]))

@@ -2,16 +2,16 @@
 The states over Salt's real loader, a real zypper with real packages, and the lab's kernel over real processes.
 """
 
+import contextlib
 import datetime
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 
-from lab import Lab
-from tests.support.packages import FAIL, KERNEL, KERNEL_15, OTHER_KERNEL, SuseRoot, minion_options, package_name
+from tests.support.machine import Machine, state_of
+from tests.support.packages import FAIL, KERNEL, KERNEL_15, OTHER_KERNEL, minion_options, package_name, until
 
 pytest_plugins = ["tests.support.package_fixtures"]
 
@@ -19,86 +19,28 @@ PACKAGE = package_name(KERNEL)
 
 
 @pytest.fixture(scope="module")
-def minion(make_loaders):
-    return make_loaders(**minion_options())
+def sls(tmp_path_factory):
+    """Where SLS files lie."""
+    return tmp_path_factory.mktemp("sls")
 
 
-class Machine:
-    """A SUSE machine: the lab's kernel, rpm's database, zypper's repositories, and our states on it."""
-
-    def __init__(self, lab, suse, minion):
-        self.lab, self.suse, self.minion = lab, suse, minion
-
-    def __getattr__(self, state):
-        function = getattr(self.minion.states.kgraft, state)
-        return lambda **arguments: function("a label", **arguments)
-
-    def dry_live_again(self, state, **arguments):
-        """Run a state dry, live, live and dry: the dry run promised what the live one did, the second did nothing."""
-        dry = getattr(self, state)(test=True, **arguments)
-        live = getattr(self, state)(**arguments)
-        assert dry.result is None, dry.comment
-        assert live.result is True, live.comment
-        assert dry.changes == live.changes
-        for test in (False, True):
-            again = getattr(self, state)(test=test, **arguments)
-            assert again.result is True, again.comment
-            assert again.changes == {}
-        return live
-
-    def patches(self):
-        return {name: patch["state"] for name, patch in self.minion.modules.kgraft.patches().items()}
-
-    def editions(self):
-        return self.suse.editions(PACKAGE)
-
-    def sleeper(self):
-        """A process that sleeps and crosses only when something moves it."""
-        process = subprocess.Popen(["sleep", "600"])
-        self.sleepers.append(process)
-        self.lab.watch(process.pid)
-        until(lambda: state_of(process.pid) == "S")
-        return process
-
-
-def state_of(pid):
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0]
-
-
-def until(true, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+@pytest.fixture(scope="module")
+def minion(make_loaders, sls):
+    return make_loaders(file_roots={"base": [str(sls)]}, **minion_options())
 
 
 @pytest.fixture
 def make_machine(minion, live_patches, tmp_path, monkeypatch):
-    """Return ``make_machine(**of the lab)``: booted, with the standard repository enabled and nothing installed."""
-    ends = []
+    """Return ``make_machine(repositories, **of the lab)``: booted, a repository enabled, nothing installed."""
+    with contextlib.ExitStack() as stack:
 
-    def make(repositories=(live_patches,), **options):
-        lab = Lab(tmp_path / "lab", **{"period": 0.2, "release": KERNEL, **options}).__enter__()
-        suse = SuseRoot(lab.root, *repositories)
-        suse.insmod_with(lab.environ)
-        for name in ("PATH", "KGRAFT_LAB"):
-            monkeypatch.setenv(name, lab.environ[name])
-        minion.opts["kgraft.root"] = str(lab.root)
-        machine = Machine(lab, suse, minion)
-        machine.sleepers = []
-        machine.repository = live_patches.path / "packages"
-        ends.append(machine)
-        return machine
+        def make(repositories=(live_patches,), **options):
+            machine = stack.enter_context(Machine(tmp_path / "lab", minion, repositories, **options))
+            for name in ("PATH", "KGRAFT_LAB"):
+                monkeypatch.setenv(name, machine.lab.environ[name])
+            return machine
 
-    yield make
-    for machine in ends:
-        machine.suse.__exit__()
-        machine.lab.__exit__(None, None, None)
-        for process in machine.sleepers:
-            process.kill()
-            process.wait()
-    minion.opts["kgraft.root"] = "/nonexistent"
+        yield make
 
 
 @pytest.fixture
@@ -117,23 +59,21 @@ def test_the_newest_patch_is_installed_loaded_and_settled(machine):
     assert machine.editions() == ["10-2.1"]
 
 
-@pytest.mark.parametrize(
-    "version, brought",
-    [
-        ("latest", "10-2.1"),
-        ("2", "2-2.1"),
-        (9, "9-2.2"),
-        ("2-1.1", "2-1.1"),
-        (">=2", "10-2.1"),
-        (">=2-2.1", "10-2.1"),
-        ({KERNEL: "1-8.5.1", OTHER_KERNEL: "6"}, "1-8.5.1"),
-        ({KERNEL: 2, OTHER_KERNEL: 6}, "2-2.1"),
-    ],
-)
-def test_each_form_of_a_version_brings_what_it_says(machine, version, brought):
-    machine.dry_live_again("applied", version=version)
+@pytest.mark.parametrize("release", [KERNEL, OTHER_KERNEL])
+def test_each_form_of_a_version_says_what_it_would_bring(make_machine, release):
+    machine = make_machine(release=release)
+    forms = {
+        KERNEL: {"latest": "10-2.1", "2": "2-2.1", 9: "9-2.2", "2-1.1": "2-1.1", ">=2": "10-2.1", ">=9-2.2": "10-2.1"},
+        OTHER_KERNEL: {"latest": "6-2.1", "1": "1-1.1", 6: "6-2.1", "1-1.1": "1-1.1", ">=2": "6-2.1"},
+    }
 
-    assert machine.editions() == [brought]
+    for version, brought in forms[release].items():
+        assert machine.applied(version=version, test=True).changes[package_name(release)]["new"] == brought
+    per_kernel = machine.applied(version={KERNEL: 2, OTHER_KERNEL: ">=1"}, test=True)
+    assert per_kernel.changes[package_name(release)]["new"] == {KERNEL: "2-2.1", OTHER_KERNEL: "6-2.1"}[release]
+    nameless = machine.applied(version={"4.4.180-94.1-default": 2})
+    assert nameless.result is False
+    assert f"version names no patch for this kernel, {release}" in nameless.comment
 
 
 def test_a_newer_patch_replaces_the_older_one(machine):
@@ -303,8 +243,8 @@ def test_a_patch_that_came_by_another_hand_may_still_have_to_be_waited_for(machi
     assert PACKAGE not in waited.changes
 
 
-def test_a_kernel_that_booted_with_an_old_initrd_gets_the_installed_patch(machine):
-    package = next(machine.repository.glob(f"{PACKAGE}-2-2.1.*"))
+def test_a_kernel_that_booted_with_an_old_initrd_gets_the_installed_patch(machine, live_patches):
+    package = next((live_patches.path / "packages").glob(f"{PACKAGE}-2-2.1.*"))
     subprocess.run(["rpm", "--root", machine.suse.root, "--install", "--noscripts", package], check=True)
     machine.lab.load("kgraft-patch-1-8_5_1")
     until(lambda: machine.patches() == {"kgraft_patch_1_8_5_1": "applied"})
@@ -381,13 +321,11 @@ def test_another_zypper_is_waited_for_with_a_deadline(machine):
 
 
 def test_the_end_of_support_is_warned_of_from_thirty_days_before(machine):
-    data = machine.suse.root / "var/lib/lifecycle/data/sle-live-patching.lifecycle"
-    data.parent.mkdir(parents=True)
     assert machine.applied(version="2").result is True
 
     for days, warning in ((31, None), (30, "in 30 days"), (0, "in 0 days"), (-1, "ended on")):
         day = datetime.date.today() + datetime.timedelta(days=days)
-        data.write_text(f"{PACKAGE}, *, {day}\n")
+        machine.suse.lifecycle(f"{PACKAGE}, *, {day}\n")
         warned = machine.applied(version="2")
         assert warned.result is True
         assert (str(day) in warned.comment) is bool(warning)
@@ -407,7 +345,7 @@ def test_cves_of_a_patch_that_is_not_settled_are_waited_for(machine):
     sleeper = machine.sleeper()
     assert machine.applied(version="2", settle=False).result is True
 
-    for test, result in ((True, False), (False, False)):
+    for test in (True, False):
         pending = machine.applied(cves=["CVE-2026-0002"], timeout=1, test=test)
         assert pending.result is (None if test else False)
         assert f"sleep ({sleeper.pid})" in pending.comment
@@ -435,9 +373,9 @@ def test_a_kernel_that_never_had_the_bug_passes_on_the_administrators_word(machi
         assert passed.comment == f"{KERNEL} never had CVE-1999-0001: this is the word of not_affected."
 
 
-@pytest.mark.parametrize("requisite, runs", [("watch", True), ("onchanges", True), ("require", True)])
-def test_other_states_can_hang_on_it(machine, requisite, runs):
-    sls = f"""
+@pytest.mark.parametrize("requisite", ["watch", "onchanges", "require"])
+def test_other_states_can_hang_on_it(machine, sls, requisite):
+    sls.joinpath("hanging.sls").write_text(f"""
 patched:
   kgraft.applied:
     - version: '2'
@@ -445,18 +383,18 @@ after:
   test.succeed_with_changes:
     - {requisite}:
       - kgraft: patched
-"""
-    first = results(machine.minion.modules.state.template_str(sls))
-    second = results(machine.minion.modules.state.template_str(sls))
+""")
 
-    assert first["patched"]["result"] is True and first["patched"]["changes"]
-    assert first["after"]["changes"]
-    assert second["patched"]["changes"] == {}
-    assert bool(second["after"]["changes"]) is (requisite != "onchanges")
+    first, second = machine.run_sls("hanging"), machine.run_sls("hanging")
+
+    assert first["patched"].result is True and first["patched"].changes
+    assert first["after"].changes
+    assert second["patched"].changes == {}
+    assert bool(second["after"].changes) is (requisite != "onchanges")
 
 
-def test_it_can_hang_on_other_states(machine):
-    sls = """
+def test_it_can_hang_on_other_states(machine, sls):
+    sls.joinpath("hanging.sls").write_text("""
 reason:
   test.succeed_with_changes: []
 trouble:
@@ -469,13 +407,10 @@ patched:
   kgraft.applied:
     - require:
       - test: trouble
-"""
-    outcome = results(machine.minion.modules.state.template_str(sls))
+""")
 
-    assert outcome["watching"]["result"] is True
-    assert outcome["patched"]["result"] is False
+    outcome = machine.run_sls("hanging")
+
+    assert outcome["watching"].result is True
+    assert outcome["patched"].result is False
     assert machine.patches() == {}
-
-
-def results(applied):
-    return {tag.split("_|-")[1]: outcome for tag, outcome in applied.items()}

@@ -1,0 +1,85 @@
+"""
+A whole SUSE machine for the states: the lab's kernel over real processes, rpm's database, zypper's repositories.
+"""
+
+import subprocess
+
+from lab import Lab
+from tests.support.packages import KERNEL, SuseRoot, package_name, until
+
+
+class Machine:
+    """
+    ``Machine(root, minion, repositories)``, as a context; ``minion`` is a ``Loaders`` of ``minion_options()``.
+
+    ``machine.applied(version="2")`` runs a state on it. The packages' scripts load into its kernel; so does kgraft.load
+    where PATH and KGRAFT_LAB are those of ``lab.environ``.
+    """
+
+    def __init__(self, root, minion, repositories, **options):
+        self.lab = Lab(root, **{"period": 0.2, "release": KERNEL, **options})
+        self.minion = minion
+        self.repositories = repositories
+        self.package = package_name(options.get("release", KERNEL))
+        self.sleepers = []
+
+    def __enter__(self):
+        self.lab.__enter__()
+        self.suse = SuseRoot(self.lab.root, *self.repositories)
+        self.suse.insmod_with(self.lab.environ)
+        self.minion.opts["kgraft.root"] = str(self.lab.root)
+        return self
+
+    def __exit__(self, *problem):
+        self.minion.opts["kgraft.root"] = "/nonexistent"
+        self.suse.__exit__(*problem)
+        self.lab.__exit__(*problem)
+        for process in self.sleepers:
+            process.kill()
+            process.wait()
+
+    def __getattr__(self, state):
+        if state not in ("activated", "applied", "settled"):
+            raise AttributeError(state)
+        function = getattr(self.minion.states.kgraft, state)
+        return lambda **arguments: function("a label", **arguments)
+
+    def dry_live_again(self, state, **arguments):
+        """Run a state dry, live, live and dry: the dry run promised what the live one did, the second did nothing."""
+        return dry_live_again(getattr(self, state), **arguments)
+
+    def run_sls(self, name):
+        return {result.id: result for result in self.minion.modules.state.sls(name)}
+
+    def patches(self):
+        return {name: patch["state"] for name, patch in self.minion.modules.kgraft.patches().items()}
+
+    def editions(self):
+        return self.suse.editions(self.package)
+
+    def sleeper(self):
+        """A process that sleeps and crosses only when something moves it."""
+        process = subprocess.Popen(["sleep", "600"])
+        self.sleepers.append(process)
+        self.lab.watch(process.pid)
+        until(lambda: state_of(process.pid) == "S")
+        return process
+
+
+def dry_live_again(state, **arguments):
+    dry = state(test=True, **arguments)
+    live = state(**arguments)
+    assert dry.result is None, dry.comment
+    assert live.result is True, live.comment
+    assert dry.changes == live.changes
+    for test in (False, True):
+        again = state(test=test, **arguments)
+        assert again.result is True, again.comment
+        assert again.changes == {}
+    return live
+
+
+def state_of(pid):
+    """The letter of a process: S, T, …"""
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0]
