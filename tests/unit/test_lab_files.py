@@ -203,6 +203,11 @@ def test_a_comm_need_not_be_utf8_and_may_hold_anything(kernel):
     assert (kernel.root / "proc/731/stat").read_bytes().startswith(b"731 (a) R\xff\\n\\\\) S 1 ")
 
 
+def test_a_comm_has_fifteen_bytes(kernel):
+    kernel.task(731, "pacemaker-controld")
+    assert read(kernel, "proc/731/status").startswith("Name:\tpacemaker-contr\n")
+
+
 def test_a_thread_that_is_not_told_again_is_gone(kernel):
     kernel.task(731, threads={732: {}})
     kernel.task(731)
@@ -309,7 +314,7 @@ def test_a_reader_never_sees_half_a_file(kernel):
 
     reader = threading.Thread(target=look)
     reader.start()
-    for number in range(500):
+    for number in range(200):
         kernel.change(NAME, "applying" if number % 2 else "applied")
         kernel.flag(731, bool(number % 2))
     over.set()

@@ -189,6 +189,24 @@ def test_a_zombie_holds_3_12_up_and_not_4_4(world):
         assert here.flagged(731)
 
 
+def test_a_zombie_that_is_switched_away_from_for_the_last_time_keeps_its_flag(world):
+    here = world()
+    here.task(731, "Z")
+    here.law.load(ONE)
+    here.processes.run(731)
+    here.later(0.1)
+    assert here.flagged(731)
+
+
+def test_who_is_killed_while_flagged_has_crossed_on_its_way_out(world):
+    here = world()
+    here.task(731)
+    here.law.load(ONE)
+    here.processes.table[731][731] = ["Z", 8]
+    here.later(0.1)
+    assert not here.flagged(731)
+
+
 def test_a_zombie_leader_does_not_hide_its_living_thread(world):
     here = world()
     here.task(731, "Z", threads=(732,))
@@ -230,6 +248,15 @@ def test_a_second_patch_and_a_revert_are_refused_while_one_runs_and_are_not_queu
     assert refused(here.law.revert, ONE) == errno.EAGAIN
     here.later(2)
     assert list(here.kernel.patches) == [ONE]
+
+
+def test_a_failed_insmod_makes_its_directory_appear_for_a_moment(world):
+    here = world()
+    here.law.load(ONE)
+    seen = []
+    here.kernel.remove = lambda name: seen.append(here.read(f"sys/kernel/kgraft/{name}/state").split()[-1])
+    refused(here.law.load, TWO)
+    assert seen == ["0"]
 
 
 def test_a_loaded_module_cannot_be_loaded_again(world):
@@ -279,8 +306,9 @@ def test_livepatch_refuses_a_second_patch_as_busy(world):
 def test_livepatch_does_not_wait_for_a_zombie(world):
     here = world("livepatch")
     here.task(731, "Z")
+    here.task(732)
     here.law.load("livepatch_9_2_1")
-    assert here.law.running is None
+    assert [here.read(f"proc/{pid}/patch_state") for pid in (731, 732)] == ["1\n", "0\n"]
 
 
 def test_livepatch_signals_at_the_fifteenth_check(world):
