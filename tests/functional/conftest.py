@@ -6,14 +6,35 @@ Salt's real loader on our checkout, with no daemon.
 ``beacons``       Salt's loader of beacons on the same minion: ``beacons["kgraft.beacon"](config)``
 """
 
+import pathlib
+
 import pytest
 import salt.loader
 from saltfactories.utils import random_string
 from saltfactories.utils.functional import Loaders
 
 
+class Options(dict):
+    """
+    A minion's options, whose ``kgraft.root`` can be set anew for each test: it stays a link, and the link is moved. For
+    Salt 3006 copies the options into a module when it loads it, for good.
+    """
+
+    def __setitem__(self, key, value):
+        if key != "kgraft.root" or key not in self:
+            super().__setitem__(key, value)
+            return
+        link = pathlib.Path(self[key])
+        link.unlink(missing_ok=True)
+        link.symlink_to(value)
+
+    def update(self, options):
+        for key, value in options.items():
+            self[key] = value
+
+
 @pytest.fixture(scope="session")
-def make_loaders(salt_factories, file_root):
+def make_loaders(salt_factories, file_root, tmp_path_factory):
     """Return ``make_loaders(**options)``; takes a second, so make one per file, not one per test."""
 
     def make(**options):
@@ -22,11 +43,13 @@ def make_loaders(salt_factories, file_root):
             overrides={
                 "file_client": "local",
                 "module_dirs": [str(file_root)],
-                "kgraft.root": "/nonexistent",
+                "kgraft.root": str(tmp_path_factory.mktemp("minion") / "root"),
                 **options,
             },
         )
-        return Loaders(minion.config.copy())
+        loaders = Loaders(minion.config.copy())
+        loaders.opts = Options(loaders.opts)
+        return loaders
 
     return make
 

@@ -107,7 +107,7 @@ def test_a_broken_kernel_sends_no_storm_and_no_empty_event(kernel, loop):
 
     [(tag, error)] = heard
     assert tag == "kgraft/error"
-    assert str(kernel.root) in error
+    assert loop.loaders.opts["kgraft.root"] in error
 
 
 def test_state_runs_delay_events_and_neither_lose_nor_repeat_them(kernel, loop, monkeypatch):

@@ -18,25 +18,21 @@ MODULE = "kgraft_patch_{}".format
 
 
 @pytest.fixture(scope="module")
-def suse_loaders(make_loaders, tmp_path_factory):
-    """A SUSE minion whose root is a link: Salt 3006 copies the options when it loads a module, for good."""
-    root = tmp_path_factory.mktemp("minion") / "root"
-    return make_loaders(**minion_options(), **{"kgraft.root": str(root)})
+def suse_loaders(make_loaders):
+    return make_loaders(**minion_options())
 
 
 @pytest.fixture
 def on(suse_loaders):
     """Return ``on(root)``: kgraft_pkg of a SUSE minion whose root is this one."""
-    link = pathlib.Path(suse_loaders.opts["kgraft.root"])
 
     def bind(root):
-        link.unlink(missing_ok=True)
-        link.symlink_to(root)
+        suse_loaders.opts["kgraft.root"] = str(root)
         return suse_loaders.modules.kgraft_pkg
 
     yield bind
     suse_loaders.reset_state()
-    link.unlink(missing_ok=True)
+    suse_loaders.opts["kgraft.root"] = "/nonexistent"
 
 
 @pytest.fixture
