@@ -176,22 +176,16 @@ def main():
         site.listen()
         text = site.call("state.apply", "patched")
         expect(text, "Result: False", f"zoo-stopped ({stopped})", "zoo-sleep", "10-2.1")
-        say(
-            "The patch is installed and loaded, but a patch that is loaded is not settled: some tasks are in the old code."
-        )
+        say("Installed and loaded, but not settled: some tasks are still in the old code.")
         expect(site.call("kgraft.summary"), "in_progress kgraft_patch_10_2_1 apply")
         expect(site.call("kgraft.blocking", "--out=yaml"), f"pid: {stopped}")
 
         say("A poke (SIGSTOP, then SIGCONT) moves sleepers along; it says whom it spares, and why.")
         expect(site.call("kgraft.poke", "--out=yaml"), "stopped by somebody else")
-        say(
-            "The sleepers have crossed, and sleep on. The wait names who is left. (On this kernel the zombie holds nothing up.)"
-        )
+        say("The sleepers have crossed, and sleep on. The wait names who is left (a zombie holds up old kernels only).")
         expect(site.call("kgraft.wait", timeout=1), f"zoo-stopped ({stopped}) stopped")
 
-        say(
-            "Only who stopped it can decide to continue it. The kernel sees the end at its next look, 2 s later at most."
-        )
+        say("Who stopped it may continue it. The kernel sees the end at its next look, 2 s later at most.")
         show(f"kill -CONT {stopped}")
         os.kill(stopped, signal.SIGCONT)
         expect(site.call("kgraft.wait", timeout=30), "local:")
