@@ -29,7 +29,7 @@ RELEASE = {"kgraft": "4.4.180-94.100-default", "livepatch": "6.4.0-150600.23.25-
 LOOK = 0.02  # seconds between two looks at the flagged threads
 IDLE = 0.01  # and at the files that users write to, when nothing is flagged
 SHOW = 0.25  # seconds between two looks for new and gone processes
-START = 1  # seconds that children get at most until they sleep,
+START = 2  # seconds that children get at most until they sleep,
 QUIET = 0.1  # which is when they did not move for so long
 
 
@@ -235,7 +235,7 @@ class Server:
         while time.monotonic() < deadline and not self.stopping:
             watched = self.processes.watched()
             looks = [self.processes.look(pid, tid) for pid in watched for tid in self.processes.threads(pid)]
-            if looks != former:
+            if looks != former or any(look and look[0] == "R" for look in looks):
                 former, since = looks, time.monotonic()
             elif time.monotonic() - since > QUIET:
                 break

@@ -187,7 +187,7 @@ def keep(kind, patience=20):
         animal = Animal(keeper, int(line))
         wait_until(lambda: animal.letter == KINDS[kind][1], f"{kind} in its state", patience)
         if kind != "busy":
-            wait_until(_still(animal), f"{kind} at rest", patience)
+            wait_until(_still(animal, KINDS[kind][1]), f"{kind} at rest", patience)
         yield animal
     finally:
         for name in os.listdir("/proc"):
@@ -199,13 +199,13 @@ def keep(kind, patience=20):
         keeper.stdout.close()
 
 
-def _still(animal):
-    """Twice the same, a moment apart."""
+def _still(animal, letter):
+    """Each thread in its state, twice the same, a moment apart."""
     last = []
 
     def asked():
         former, last[:] = list(last), animal.switches()
-        return former == last
+        return former == last and all(look and look[0] == letter for look in last)
 
     return asked
 

