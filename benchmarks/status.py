@@ -18,7 +18,7 @@ from benchmarks.blocking import PATCHES, RELEASES, of_children, our_module
 from lab.files import Kernel
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
-ROUNDS = 9
+ROUNDS = 5
 
 
 def idle_kernel(root, abi):
@@ -31,7 +31,7 @@ def idle_kernel(root, abi):
 
 
 def opened(root):
-    """What ``status`` opens and lists, as Python's audit sees it. Its hooks stay for good: call it in a fresh process."""
+    """What ``status`` opens and lists, by Python's audit. Its hooks stay for good: call this in a fresh process."""
     status = our_module(root).status
     paths = []
     watched = ("open", "os.listdir", "os.scandir", "os.chdir")
