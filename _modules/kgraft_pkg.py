@@ -722,12 +722,12 @@ def _update_names(package, version):
     """
     What the updates up to a version fix. An update says which versions it brings by a conflict with all older ones.
     """
-    patches, _ = _search("--conflicts", "--match-exact", package, kind="patch")
+    patches, warnings = _search("--conflicts", "--match-exact", package, kind="patch")
     brought = {}
     if patches:
-        command = _zypper("info", "-t", "patch", *sorted(patch for patch, _, _ in patches))
+        answer, _ = _zypper("info", "-t", "patch", *sorted(patch for patch, _, _ in patches))
         update = None
-        for line in "".join(command[0].itertext()).splitlines():
+        for line in "".join(answer.itertext()).splitlines():
             conflict = re.fullmatch(rf"\s+{re.escape(package)}(?:\.\w+)? < (\S+)", line)
             if line.startswith("Name "):
                 update = line.split(":", 1)[1].strip()
@@ -736,7 +736,7 @@ def _update_names(package, version):
     if version not in brought.values():
         raise CommandExecutionError(
             f"Nothing says what {package} {version} fixes: it is not loaded, not installed, "
-            "and no update in a repository brings it"
+            "and no update in a repository brings it" + "".join("; " + warning for warning in warnings)
         )
     upto = [update for update, bringing in brought.items() if _compare(bringing, version) <= 0]
     found = [update for update in _updates("--all") if update["name"] in upto]

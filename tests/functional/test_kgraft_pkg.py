@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import time
 
@@ -231,6 +232,20 @@ def test_a_package_that_rpm_does_not_have_afterwards_is_a_failure(on, kernel, ne
         with pytest.raises(CommandExecutionError, match="3-1.1"):
             on(kernel.root).install()
         assert suse.editions(PACKAGE) == []
+
+
+def test_a_zypper_that_aborts_and_exits_with_0_is_a_failure(kgraft_pkg, suse, tmp_path, monkeypatch):
+    zypper = shutil.which("zypper")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/zypper").write_text(
+        f'#!/bin/sh\ncase " $* " in *" install "*) echo "ABORT request" >&2; exit 0;; esac\nexec {zypper} "$@"\n'
+    )
+    (tmp_path / "bin/zypper").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+
+    with pytest.raises(CommandExecutionError, match=f"zypper ran, but {PACKAGE} is not installed, not 10-2.1"):
+        kgraft_pkg.install()
+    assert suse.editions(PACKAGE) == []
 
 
 @pytest.mark.parametrize("holder", ["locked", "rpm_locked"])
