@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import tracemalloc
 from types import SimpleNamespace
 from unittest.mock import create_autospec
@@ -833,3 +834,33 @@ def test_it_loads_only_beside_the_execution_module(load):
     loaded, why = load("_beacons/kgraft.py", __salt__={}).__virtual__()
     assert loaded is False
     assert "_modules/kgraft.py" in why
+
+
+def test_the_manual_shows_an_event_as_it_is(kernel, minion, repo):
+    page = (repo / "docs" / "hear-about-it.md").read_text("utf-8")
+    [shown] = re.findall(r"kgraft/stuck\t({.*?\n})\n", page, re.DOTALL)
+    shown = json.loads(shown)
+    kernel.task(731, "nfsd", kthread=True, blocking=True, unit="nfs.service")
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+
+    [stuck] = minion.look(after=120)
+
+    same = set(stuck) - {"tag", "transition", "seconds"}
+    assert {key: shown[key] for key in same} == {key: stuck[key] for key in same}
+    assert set(shown) == {*stuck, "id", "_stamp"} - {"tag"}
+
+
+def test_the_manual_names_every_key_of_every_event(kernel, minion, repo):
+    page = (repo / "docs" / "hear-about-it.md").read_text("utf-8")
+    kernel.start("kgraft-patch-2-2_1")
+    events = minion.look() + minion.look(after=120)
+    kernel.finish()
+    events += minion.look()
+    fail(minion.calls["kgraft.status"], "cannot read sysfs")
+    events += minion.look()
+
+    assert tags(events) == ["started", "stuck", "finished", "error"]
+    for event in events:
+        assert f"| `{event['tag']}` |" in page
+        assert not [key for key in event if key != "tag" and f"`{key}`" not in page]
