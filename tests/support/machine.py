@@ -2,10 +2,14 @@
 A whole SUSE machine for the states: the lab's kernel over real processes, rpm's database, zypper's repositories.
 """
 
+import json
 import subprocess
 
+import salt.config
+from saltfactories.utils.functional import Loaders
+
 from lab import Lab
-from tests.support.packages import KERNEL, SuseRoot, package_name, until
+from tests.support.packages import KERNEL, SuseRoot, minion_options, package_name, until
 
 
 class Machine:
@@ -83,3 +87,20 @@ def state_of(pid):
     """The letter of a process: S, T, …"""
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0]
+
+
+def stand_alone_minion(root, file_root):
+    """Salt's loader and states on a SUSE minion with no master, for where the functional tests' fixtures are not."""
+    options = {
+        "id": "db1",
+        "root_dir": str(root),
+        "file_client": "local",
+        "module_dirs": [str(file_root)],
+        "kgraft.root": "/nonexistent",
+        **minion_options(),
+    }
+    config = root / "etc/salt/minion"
+    config.parent.mkdir(parents=True)
+    # Salt reads the grains there again
+    config.write_text(json.dumps(options))
+    return Loaders(salt.config.minion_config(str(config)))
