@@ -442,6 +442,16 @@ def test_a_cve_of_a_patch_in_transition_is_pending_unless_an_applied_one_fixed_i
     }
 
 
+def test_of_stacked_patches_the_one_that_fixed_it_first_is_named(kgraft_pkg, kernel):
+    kernel.patch("kgraft-patch-2-2_1", "applied")
+    kernel.patch("kgraft-patch-9-2_2", "applied", replace_all=False)
+
+    assert kgraft_pkg.cves("CVE-2026-0002", "CVE-2026-0009") == {
+        "CVE-2026-0002": "fixed by kgraft_patch_2_2_1",
+        "CVE-2026-0009": "fixed by kgraft_patch_9_2_2",
+    }
+
+
 def test_a_cve_of_a_package_that_is_not_loaded_is_pending(kgraft_pkg):
     kgraft_pkg.install("2-2.1")
 
