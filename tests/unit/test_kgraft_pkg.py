@@ -228,3 +228,15 @@ def test_a_file_without_a_living_process_is_no_lock(holder, text):
 )
 def test_passwords_and_tokens_in_addresses_are_not_repeated(kgraft_pkg, said, repeated):
     assert kgraft_pkg._discreet(said) == repeated
+
+
+def test_an_update_that_is_not_needed_leaves_nothing_open(bind):
+    """The list says of each update whether it is needed; only these count."""
+    update = (
+        '<update name="SUSE-{0}" status="{0}"><issue-list><issue type="cve" id="CVE-2026-{1}"/></issue-list></update>'
+    )
+    answer = "<stream>{}{}</stream>".format(update.format("needed", "0001"), update.format("applied", "0002"))
+    zypper = {"retcode": 0, "stdout": answer, "stderr": ""}
+    kgraft_pkg = bind(__salt__={"cmd.run_all": lambda command, **_: zypper})
+
+    assert kgraft_pkg._open() == {"CVE-2026-0001": "open: SUSE-needed"}
