@@ -1,5 +1,6 @@
 """The examples of automation at work: a real master with their reactor, real minions, a real orchestration."""
 
+import concurrent.futures
 import http.server
 import json
 import pathlib
@@ -62,7 +63,7 @@ def master(salt_factories, file_root, humans, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fleet(master, tmp_path_factory):
+def fleet(master, file_root, tmp_path_factory):
     """Three minions with a kernel each: ``[(minion, kernel)]``. The first has the beacon and the policy."""
     machines = []
     for number in range(3):
@@ -70,6 +71,7 @@ def fleet(master, tmp_path_factory):
         overrides = {
             "loop_interval": 1,
             "kgraft.root": str(kernel.root),
+            "module_dirs": [str(file_root)],
             "grains": {"role": "canary" if number == 0 else "web"},
         }
         if number == 0:
@@ -80,13 +82,11 @@ def fleet(master, tmp_path_factory):
     assert policy["kgraft"]["poke"]["tries"] == TRIES
     pillar = master.pillar_tree.base
     with pillar.temp_file("top.sls", "base: {'*': [policy]}"), pillar.temp_file("policy.sls", yaml.safe_dump(policy)):
-        for minion, _ in machines:
-            minion.start()
-        synced = master.salt_cli(timeout=120).run("saltutil.sync_all", minion_tgt="*")
-        assert synced.returncode == 0, synced
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            list(threads.map(lambda machine: machine[0].start(), machines))
         yield machines
-        for minion, _ in machines:
-            minion.terminate()
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            list(threads.map(lambda machine: machine[0].terminate(), machines))
 
 
 @pytest.fixture
@@ -181,7 +181,9 @@ def rollout(master, fleet):
             result = master.salt_run_cli(timeout=180).run(
                 "state.orchestrate", "examples.orchestrate.rollout", pillar=json.dumps(pillar)
             )
-        states = {key.split("_|-")[1]: one for key, one in result.data["data"][master.id].items()}
+        # a batch writes its progress to the same stream
+        answer, _ = json.JSONDecoder().raw_decode(result.stdout[result.stdout.index("{\n") :])
+        states = {key.split("_|-")[1]: one for key, one in answer["data"][master.id].items()}
         return result, states
 
     return run
