@@ -18,7 +18,7 @@ CACHE = HERE.parents[1] / ".cache" / "kernel"
 
 META_PACKAGES = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
 SERIES = tuple(META_PACKAGES)
-MODULES = ("klpt_target", "klpt_core", "klpt_sleepy", "livepatch_1_1_1", "livepatch_2_1_1")
+MODULES = ("klpt_target", "klpt_core", "klpt_sleepy", "livepatch_1_1_1", "livepatch_2_1_1", "klpt_broken")
 DRIVERS = ("virtio_pci", "virtio_blk")
 
 

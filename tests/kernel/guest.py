@@ -50,18 +50,14 @@ class Guest(Machine):
 
     # -- our checkout, under Salt's loader
 
-    def call(self, name, *args, timeout=60, **kwargs):
-        answer = self.ask("call", timeout=timeout, name=name, args=args, kwargs=kwargs)
+    def call(self, function, /, *args, **kwargs):
+        answer = self.ask("call", timeout=120, name=function, args=args, kwargs=kwargs)
         if "raised" in answer:
             raise Refused(answer["raised"], answer["message"], answer["info"])
         return answer["return"]
 
-    def state(self, name, *args, timeout=60, **kwargs):
-        """Run one state; the result is that of the state alone."""
-        answer = self.call("state.single", name, *args, timeout=timeout, **kwargs)
-        assert isinstance(answer, dict), answer
-        (result,) = answer.values()
-        return result
+    def state(self, name, **arguments):
+        return self.ask("state", timeout=120, name=name, arguments=arguments)
 
     # -- the kernel
 
@@ -134,11 +130,12 @@ class Guest(Machine):
         """What a sleeper wrote when it was free."""
         return self.sh(f"cat {self.wrote[pid]}").strip()
 
-    def kernel_thread(self):
-        """Start klpt_target's thread; its pid."""
+    def kernel_thread(self, function="klpt_kthread_wait"):
+        """Start klpt_target's thread, and wait until it is in a function; its pid."""
         self.sh("echo 1 > /sys/module/klpt_target/parameters/kthread")
-        self.until("grep -qs klpt_kthread_wait $(grep -ls klpt_kthread /proc/[0-9]*/comm | sed s/comm/stack/)", 10)
-        return int(self.sh("for p in /proc/[0-9]*; do read c < $p/comm; [ $c = klpt_kthread ] && echo ${p#/proc/}; done; true"))
+        pid = int(self.sh("for p in /proc/[0-9]*; do read c < $p/comm; [ $c = klpt_kthread ] && echo ${p#/proc/}; done; true"))
+        self.until(f"grep -q {function} /proc/{pid}/stack", 10)
+        return pid
 
     def wake(self):
         """Wake whoever sleeps in klpt_target's own functions."""

@@ -3,6 +3,7 @@
  * The body of every live patch here. A module includes it after it has said what it is:
  *   KLPT_REPLACE  true: atomic replace, as the cumulative patches of a distribution
  *   KLPT_VMLINUX  defined: patches the kernel's own cmdline_proc_show() (what /proc/cmdline shows)
+ *   KLPT_MISSING  defined: patches a function that does not exist, so that the kernel refuses the patch
  *   KLPT_TARGET   defined: patches klpt_target
  *   KLPT_SLEEPS   defined: the new klpt_block_read() sleeps for good, so that its reader blocks the *removal* of the patch
  * A patched file answers with the name of the module that patched it. The new functions stand alone: a live patch
@@ -28,6 +29,9 @@ static int klpt_cmdline_proc_show(struct seq_file *file, void *unused)
 
 static struct klp_func klpt_vmlinux_funcs[] = {
 	{ .old_name = "cmdline_proc_show", .new_func = klpt_cmdline_proc_show },
+#ifdef KLPT_MISSING
+	{ .old_name = "klpt_no_such_function", .new_func = klpt_cmdline_proc_show },
+#endif
 	{ }
 };
 #endif
@@ -39,22 +43,24 @@ static DECLARE_WAIT_QUEUE_HEAD(klpt_never);
 
 static noinline ssize_t klpt_new_read(struct file *file, char __user *buf, size_t len, loff_t *pos)
 {
-	return simple_read_from_buffer(buf, len, pos, klpt_name, sizeof(klpt_name) - 1);
+	/* who has read the old text to its end gets no more */
+	return *pos ? 0 : simple_read_from_buffer(buf, len, pos, klpt_name, sizeof(klpt_name) - 1);
 }
 
 static noinline ssize_t klpt_new_block_read(struct file *file, char __user *buf, size_t len, loff_t *pos)
 {
 #ifdef KLPT_SLEEPS
-	if (*pos == 0 && wait_event_interruptible(klpt_never, false))
+	if (!*pos && wait_event_interruptible(klpt_never, false))
 		return -ERESTARTSYS;
 #endif
-	return simple_read_from_buffer(buf, len, pos, klpt_name, sizeof(klpt_name) - 1);
+	return klpt_new_read(file, buf, len, pos);
 }
 
 static noinline void klpt_new_kthread_wait(void)
 {
 	if (!kthread_should_stop())
-		schedule_timeout_interruptible(HZ / 10);
+		schedule_timeout_interruptible(3600 * HZ);
+	barrier(); /* no tail call: this function is to be on the stack */
 }
 
 static struct klp_func klpt_target_funcs[] = {
