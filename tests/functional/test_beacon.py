@@ -3,12 +3,14 @@
 import copy
 import os
 import random
+import signal
 import sys
 
 import pytest
 import salt.beacons
 import salt.utils.minion
 
+from lab import Lab, zoo
 from tests.support.beacon_process import BeaconProcess
 
 NEIGHBOURS = """
@@ -171,6 +173,23 @@ def test_options_of_salt_reach_the_loop_beside_ours(kernel, loop):
     loop.turn()
 
     assert list(loop.turn()) == ["kgraft/stuck"]
+
+
+def test_a_real_process_that_holds_up_the_lab_is_named_until_it_crosses(loop, tmp_path):
+    with zoo.keep("stopped") as animal, Lab(tmp_path / "lab", period=0.2, fake_signal=False, pids=[animal.pid]) as lab:
+        loop.loaders.opts["kgraft.root"] = str(lab.root)
+        loop.config = {"kgraft": [{"stuck_after": 0.3}]}
+        assert loop.turn() == {}
+        lab.load("kgraft-patch-2-2_1")
+        events = {}
+        zoo.wait_until(lambda: events.update(loop.turn()) or "kgraft/stuck" in events, "the alarm", 30)
+        os.kill(animal.pid, signal.SIGCONT)
+        zoo.wait_until(lambda: events.update(loop.turn()) or "kgraft/finished" in events, "the end", 30)
+
+        assert set(events) == {"kgraft/started", "kgraft/stuck", "kgraft/finished"}
+        [task] = events["kgraft/stuck"]["tasks"]
+        assert (task["pid"], task["kind"]) == (animal.pid, "stopped")
+        assert events["kgraft/finished"]["active"] == ["kgraft_patch_2_2_1"]
 
 
 # -- cost

@@ -114,7 +114,8 @@ def call(minion):
 def ear(event_listener, master, minion, kernel):
     ear = Ear(event_listener, master, minion)
     yield ear
-    (kernel.root / "gone").exists() and (kernel.root / "gone").rename(kernel.root / "sys")
+    if (kernel.root / "gone").exists():
+        (kernel.root / "gone").rename(kernel.root / "sys")
     kernel.finish()
 
 
@@ -163,7 +164,6 @@ def test_the_events_arrive_as_the_manual_shows_them(kernel, ear, patch):
 
 
 def test_refreshes_and_syncs_tell_nothing_twice(kernel, ear, call, patch):
-    (kernel.root / "gone").exists() and (kernel.root / "gone").rename(kernel.root / "sys")
     call("beacons.modify", "kgraft", [{"stuck_after": 600}])
     kernel.start(patch)
     ear.wait_for("started")

@@ -171,6 +171,25 @@ def test_the_masters_picture_is_true_of_a_machine_that_came_up_with_another_kern
     assert mine(master, minion)["active"] == []
 
 
+def test_an_error_that_has_the_beacon_reloaded_is_told_once(fleet, master, ear, event_listener):
+    """The reactor of this master reloads it on each event; a beacon that forgot would tell it again, for ever."""
+    minion, kernel = fleet[0]
+
+    def reloads():
+        returns = event_listener.get_events([(master.id, f"salt/job/*/ret/{minion.id}")], after_time=ear.since)
+        return [event for event in returns if event.data["fun"] == "saltutil.refresh_beacons"]
+
+    (kernel.root / "sys").rename(kernel.root / "gone")
+    ear.wait_for("error")
+    until(reloads, "the reactor did not reload the beacon")
+    master.salt_cli(timeout=60).run("test.sleep", "3", minion_tgt=minion.id)  # three looks at least
+    (kernel.root / "gone").rename(kernel.root / "sys")
+    after_looks(kernel)
+
+    assert [tag for tag, _ in ear.heard()] == ["error"]
+    assert len(reloads()) == 1
+
+
 @pytest.fixture
 def rollout(master, fleet):
     """Return ``rollout(**options)``: the orchestration over the fleet, and what it returned."""
