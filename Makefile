@@ -36,6 +36,10 @@ setup: .venv/3008/.dev .venv/3006/.test .venv/debian  ## install all that tests,
 	$(call step,Debian packages for the tests,.ci/debian $$(sed 's/#.*//' requirements/debian.txt))
 	@touch $@
 
+.venv/packaging: .venv/base
+	$(call step,Debian packages for the demonstration,.ci/debian busybox-static zypper rpm createrepo-c)
+	@touch $@
+
 .venv/uv/.done: .venv/base
 	$(call step,uv,$(PYTHON) -m venv .venv/uv && .venv/uv/bin/pip install --quiet --disable-pip-version-check uv)
 	@touch $@
@@ -76,7 +80,7 @@ test-kernel: .venv/3008/.test .venv/debian  ## real kernels in a VM
 
 # ---- the rest
 
-demo: .venv/3008/.salt  ## a live patch held up and settled, by real salt-call runs on the lab
+demo: .venv/3008/.salt .venv/packaging  ## from a machine without a live patch to a settled one, told as a story
 	$(call step,demo,$(PY) -m lab.demo)
 
 bench: .venv/3008/.test  ## against the shell way and bare C

@@ -1,4 +1,4 @@
-"""The same files reach a minion in four ways; Salt's own loader must find the same functions each time."""
+"""The same files reach a minion in different ways; Salt's own loader must find the same functions each time."""
 
 import ast
 import json
@@ -130,6 +130,22 @@ def test_nothing_is_loaded_where_nothing_was_delivered(environment, expected, co
 
 
 def test_a_minion_that_syncs_the_checkout_loads_every_function(environment, expected, config_dir, tmp_path):
+    salt_call = [environment.python, "-c", "from salt.scripts import salt_call; salt_call()"]
+    run([*salt_call, "--local", "--config-dir", config_dir, "saltutil.sync_all"], cwd=tmp_path)
+
+    extmods = tmp_path / "root" / "var" / "cache" / "salt" / "minion" / "extmods"
+    assert_delivered(environment.load(config_dir, expected), expected, extmods)
+
+
+def test_a_minion_that_syncs_from_gitfs_loads_every_function(environment, source, expected, config_dir, tmp_path):
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "-C", source]
+    run([*git, "init", "--quiet", "--initial-branch=main"])
+    run([*git, "add", "--all"])
+    run([*git, "commit", "--quiet", "--message=as it is"])
+    config = json.loads((config_dir / "minion").read_text("utf-8"))
+    del config["file_roots"]
+    config.update({"fileserver_backend": ["gitfs"], "gitfs_remotes": [f"file://{source}"], "gitfs_base": "main"})
+    (config_dir / "minion").write_text(json.dumps(config), "utf-8")
     salt_call = [environment.python, "-c", "from salt.scripts import salt_call; salt_call()"]
     run([*salt_call, "--local", "--config-dir", config_dir, "saltutil.sync_all"], cwd=tmp_path)
 
