@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import time
 
 import pytest
+import salt.output
 from salt.exceptions import CommandExecutionError
 
 from lab import Lab
@@ -514,3 +517,33 @@ def test_a_kernel_of_15_has_it_all_under_its_other_name(kgraft_pkg, kernel):
     assert kgraft_pkg.install("9")["name"] == package_name(KERNEL_15)
     assert kgraft_pkg.installed() == "9-2.1"
     assert kgraft_pkg.cves("CVE-2026-0009") == {"CVE-2026-0009": "fixed by livepatch_9_2_1"}
+
+
+# The manual
+
+
+def _shown():
+    """The console blocks of the page about packages, as (command, output)."""
+    page = pathlib.Path(__file__).parents[2] / "docs/which-fixes-are-in.md"
+    for block in re.findall(r"<!-- machine: .*? -->\n```console\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+        for shown in block.split("$ salt '*' ")[1:]:
+            command, _, output = shown.partition("\n")
+            yield pytest.param(command, output, id=command)
+
+
+@pytest.mark.parametrize(("command", "output"), _shown())
+def test_what_the_manual_shows_is_what_is_printed(on, suse, kernel, suse_loaders, command, output):
+    kernel.patch("kgraft-patch-9-2_2", "applied")
+    suse.zypper("install", "--name", f"{PACKAGE}=9-2.2", "kernel-default=4.4.180-94.100.1")
+    suse.lifecycle(f"{PACKAGE}, *, 2026-12-31\n")
+    function, *words = shlex.split(command)
+    arguments = [word for word in words if not word.startswith("--out")]
+    outputter = next((word.split("=")[1] for word in words if word.startswith("--out")), "nested")
+
+    try:
+        answer = getattr(on(kernel.root), function.split(".")[1])(*arguments)
+    except CommandExecutionError as err:
+        answer = f"ERROR: {err}"
+
+    printed = salt.output.out_format({"db1": answer}, outputter, {**suse_loaders.opts, "color": False})
+    assert printed.strip() == output.strip()
