@@ -331,7 +331,8 @@ def cves(*cves):
         ``pending: <patch> not settled``: the patch that names it is still in transition.
         ``pending: <package> not loaded``: it is only installed
     ``open``
-        ``open: <updates>``: zypper lists these updates as needed here
+        ``open: <updates>``: zypper lists these updates as needed here. ``open: <package> <version>``: no live patch is
+        installed for this kernel yet, and the newest one fixes it
     ``unknown``
         ``unknown``: nobody names it; this kernel may have never had it, or no fix is out.
         ``unknown: not a CVE number``: nor can it be
@@ -396,7 +397,26 @@ def _open():
         if update["status"] == "needed":
             for cve in update["cves"]:
                 updates.setdefault(cve, set()).add(update["name"])
-    return {cve: "open: " + ", ".join(sorted(names)) for cve, names in updates.items()}
+    return {**_open_before_the_first(), **{cve: "open: " + ", ".join(sorted(found)) for cve, found in updates.items()}}
+
+
+def _open_before_the_first():
+    """zypper calls no update needed whose package is not installed: then the newest patch says what it would fix."""
+    if __salt__["kgraft.status"]()["abi"] is None:
+        return {}
+    try:
+        package = name()
+    except CommandExecutionError:
+        return {}
+    versions = [] if _installed(package) else _available(package)[0]
+    if not versions:
+        return {}
+    try:
+        found = _update_names(package, versions[0])["cves"]
+    except CommandExecutionError as err:
+        log.info("What %s %s fixes is not known: %s", package, versions[0], err)
+        return {}
+    return dict.fromkeys(found, f"open: {package} {versions[0]}")
 
 
 def _named_by(patches, verdict):

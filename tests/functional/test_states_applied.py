@@ -5,6 +5,7 @@ The states over Salt's real loader, a real zypper with real packages, and the la
 import contextlib
 import datetime
 import os
+import shutil
 import signal
 import subprocess
 
@@ -25,8 +26,13 @@ def sls(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def minion(make_loaders, sls):
-    return make_loaders(file_roots={"base": [str(sls)]}, **minion_options())
+def minion(make_loaders, sls, repo):
+    examples = repo / "examples/states"
+    return make_loaders(
+        file_roots={"base": [str(sls), str(examples)]},
+        pillar_roots={"base": [str(examples / "pillar")]},
+        **minion_options(),
+    )
 
 
 @pytest.fixture
@@ -341,6 +347,12 @@ def test_cves_are_brought_by_the_newest_patch(machine):
     assert "CVE-2026-0009: fixed by kgraft_patch_10_2_1" in live.comment
 
 
+def test_cves_bring_the_first_patch_that_a_kernel_gets(machine):
+    live = machine.dry_live_again("applied", cves=["CVE-2026-0009"])
+
+    assert live.changes[PACKAGE] == {"old": None, "new": "10-2.1"}
+
+
 def test_cves_of_a_patch_that_is_not_settled_are_waited_for(machine):
     sleeper = machine.sleeper()
     assert machine.applied(version="2", settle=False).result is True
@@ -414,3 +426,40 @@ patched:
     assert outcome["watching"].result is True
     assert outcome["patched"].result is False
     assert machine.patches() == {}
+
+
+def test_the_example_with_its_pillar_takes_a_machine_all_the_way(machine):
+    dry, first, second = (machine.run_sls("kgraft", test=test) for test in (True, False, False))
+
+    assert [result.result for result in dry.values()] == [None, None]
+    assert [result.result for result in first.values()] == [True, True]
+    assert first["kernel is patched"].changes["kgraft_patch_10_2_1"] == {"old": None, "new": "applied"}
+    assert [(result.result, result.changes) for result in second.values()] == [(True, {}), (True, {})]
+
+
+def test_the_example_passes_by_kernels_without_live_patching(make_machine):
+    machine = make_machine()
+    shutil.rmtree(machine.suse.root / "sys/kernel/kgraft")
+
+    for result in machine.run_sls("kgraft").values():
+        assert result.result is True
+        assert result.comment == "onlyif condition is false"
+
+
+@pytest.mark.parametrize(
+    ("name", "pillar"),
+    [
+        ("kgraft.cves", {"kgraft": {"cves": ["CVE-2026-0009", "CVE-2025-0001"]}}),
+        ("kgraft.cves", {"kgraft": {"cves": ["CVE-2016-5195"], "not_affected": ["4.4.*"]}}),
+        ("kgraft.later", {}),
+        # dry, for Salt's pkg.held knows no root but the machine's own; it promises True
+        ("kgraft.held", {}),
+    ],
+)
+def test_each_other_example_applies(machine, name, pillar):
+    if name == "kgraft.cves":
+        machine.suse.zypper("install", "kernel-default=4.4.180")
+
+    (result,) = machine.run_sls(name, pillar=pillar, test=name == "kgraft.held").values()
+
+    assert result.result is True, result.comment

@@ -52,8 +52,8 @@ class Machine:
         """Run a state dry, live, live and dry: the dry run promised what the live one did, the second did nothing."""
         return dry_live_again(getattr(self, state), **arguments)
 
-    def run_sls(self, name):
-        return {result.id: result for result in self.minion.modules.state.sls(name)}
+    def run_sls(self, name, **arguments):
+        return {result.id: result for result in self.minion.modules.state.sls(name, **arguments)}
 
     def patches(self):
         return {name: patch["state"] for name, patch in self.minion.modules.kgraft.patches().items()}
