@@ -237,6 +237,7 @@ def test_an_update_that_is_not_needed_leaves_nothing_open(bind):
     )
     answer = "<stream>{}{}</stream>".format(update.format("needed", "0001"), update.format("applied", "0002"))
     zypper = {"retcode": 0, "stdout": answer, "stderr": ""}
-    kgraft_pkg = bind(__salt__={"cmd.run_all": lambda command, **_: zypper})
+    status = {"abi": None, "kernelrelease": KERNEL}
+    kgraft_pkg = bind(__salt__={"cmd.run_all": lambda command, **_: zypper, "kgraft.status": lambda: status})
 
     assert kgraft_pkg._open() == {"CVE-2026-0001": "open: SUSE-needed"}
