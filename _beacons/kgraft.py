@@ -185,7 +185,7 @@ def _show(value):
 def _look(memory):
     """Return the kernel's status and the name of the patch in transition, None where nothing new is to be known."""
     status = __salt__["kgraft.status"]()
-    if status["state"] != "in_progress" and memory["transition"] is None and _patches_differ(memory["kernel"], status):
+    if status["state"] != "in_progress" and memory["transition"] is None and any(_changes(memory["kernel"], status)):
         # The kernel's files are read one after the other: a start in between looks like a change with no transition.
         status = __salt__["kgraft.status"]()
     if status["state"] != "in_progress":
@@ -195,57 +195,56 @@ def _look(memory):
         running
         and running["patch"]
         and memory["kernel"]["boot_id"] == status["boot_id"]
-        and not _patches_differ(memory["kernel"], status)
+        and not any(_changes(memory["kernel"], status))
     )
-    return status, None if known else _moving(memory["kernel"], status)
-
-
-def _moving(before, status):
+    if known:
+        return status, None
     for name, patch in __salt__["kgraft.patches"]().items():
         if patch["state"] in ("applying", "reverting"):
-            return name
-    # Right at load the kernel shows no function as being applied yet, and functions of absent modules never are.
-    return _difference(before, status)[0] if _patches_differ(before, status) else None
+            return status, name
+    # Right at load the kernel shows no function as being applied yet, and functions of absent modules never are. At the
+    # end of a transition nothing is being applied any more, and it still runs: that is not another one.
+    came, went = _changes(memory["kernel"], status) if running is None else ([], [])
+    return status, (came or went or [None])[-1]
 
 
-def _patches_differ(before, status):
-    return bool(before) and before["boot_id"] == status["boot_id"] and set(before["active"]) != set(status["active"])
-
-
-def _difference(before, status):
-    """Return the patch that came or, if none came, went, and the direction."""
+def _changes(before, status):
+    """Return the patches that came and those that went since the last look in this boot."""
+    if not before or before["boot_id"] != status["boot_id"]:
+        return [], []
     came = [name for name in status["active"] if name not in before["active"]]
-    went = [name for name in before["active"] if name not in status["active"]]
-    return (came[-1], "apply") if came else (went[-1], "revert")
+    return came, [name for name in before["active"] if name not in status["active"]]
 
 
 # -- from looks to events
 
 
 def _edges(memory, status, patch, now):
-    events = []
-    before = memory["kernel"]
+    before, kernel = memory["kernel"], {key: status[key] for key in KERNEL}
+    came, went = _changes(before, status)
     if before.get("boot_id") != status["boot_id"]:
         memory["transition"] = None
-    kernel = memory["kernel"] = {key: status[key] for key in KERNEL}
-    running = memory["transition"]
-    if status["state"] == "in_progress":
-        if running and _another(running, status["direction"], patch):
-            events.append(_event("finished", kernel, running, seconds=_seconds(running, now), observed=False))
-            running = None
-        if running is None:
-            running = _transition(memory, status["direction"], patch, now)
-            events.append(_event("started", kernel, running))
+    memory["kernel"] = kernel
+    running, moving = memory["transition"], status["state"] == "in_progress"
+    if running and moving and not _another(running, status["direction"], patch):
         running["direction"] = running["direction"] or status["direction"]
         running["patch"] = running["patch"] or patch
-        memory["transition"] = running
-    elif running:
-        events.append(_event("finished", kernel, running, seconds=_seconds(running, now), observed=True))
-        memory["transition"] = None
-    elif _patches_differ(before, status):
-        patch, direction = _difference(before, status)
-        unseen = _transition(memory, direction, patch, now)
+        return []
+    events = []
+    if running:
+        running["patch"] = running["patch"] or (came or [None])[-1]
+        events.append(_event("finished", kernel, running, seconds=_seconds(running, now), observed=not moving))
+        # Its own patch came by it, and those that it replaced went.
+        came = [name for name in came if name != running["patch"] or running["direction"] == "revert"]
+        went = []
+    if moving:
+        came, went = ([name for name in names if patch and name != patch] for names in (came, went))
+    if came or went:
+        unseen = _transition(memory, "apply" if came else "revert", (came or went)[-1], now)
         events.append(_event("finished", kernel, unseen, seconds=None, observed=False))
+    memory["transition"] = _transition(memory, status["direction"], patch, now) if moving else None
+    if moving:
+        events.append(_event("started", kernel, memory["transition"]))
     return events
 
 

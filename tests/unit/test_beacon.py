@@ -174,6 +174,46 @@ def test_a_transition_that_takes_the_place_of_another_between_two_looks_ends_it(
     assert (started["tag"], started["patch"]) == ("started", "kgraft_patch_2_2_1")
 
 
+def test_a_transition_that_came_and_went_behind_the_end_of_another_is_told(kernel, minion):
+    kernel.start("kgraft-patch-1-2_1")
+    [first] = minion.look()
+    kernel.finish()
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.finish()
+
+    ended, unseen = minion.look(after=3600)
+
+    assert (ended["transition"], ended["patch"], ended["observed"]) == (first["transition"], "kgraft_patch_1_2_1", True)
+    assert (unseen["tag"], unseen["patch"], unseen["observed"]) == ("finished", "kgraft_patch_2_2_1", False)
+
+
+def test_a_transition_that_came_and_went_before_the_start_of_another_is_told(kernel, minion):
+    minion.look()
+    kernel.start("kgraft-patch-1-2_1")
+    kernel.finish()
+    kernel.start("kgraft-patch-2-2_1")
+
+    unseen, started = minion.look()
+
+    assert (unseen["tag"], unseen["patch"], unseen["observed"]) == ("finished", "kgraft_patch_1_2_1", False)
+    assert (started["tag"], started["patch"]) == ("started", "kgraft_patch_2_2_1")
+    assert unseen["transition"] != started["transition"]
+
+
+def test_a_revert_that_is_undone_between_two_looks_is_told_with_what_undid_it(kernel, minion):
+    kernel.patch("kgraft-patch-1-2_1")
+    minion.look()
+    kernel.revert("kgraft-patch-1-2_1")
+    minion.look()
+    kernel.finish()
+    kernel.patch("kgraft-patch-1-2_1")
+
+    reverted, applied = minion.look()
+
+    assert (reverted["direction"], reverted["patch"], reverted["observed"]) == ("revert", "kgraft_patch_1_2_1", True)
+    assert (applied["direction"], applied["patch"], applied["observed"]) == ("apply", "kgraft_patch_1_2_1", False)
+
+
 @pytest.mark.parametrize("kernel", [{"abi": "livepatch"}], indirect=True)
 def test_a_reversal_in_mid_air_ends_the_one_and_starts_the_other(kernel, minion):
     kernel.start("livepatch_9_2_1")
@@ -230,6 +270,19 @@ def test_a_patch_whose_functions_all_wait_for_their_modules_is_named_as_the_one_
     kernel.start("kgraft-patch-2-2_1", functions=[("absent", "absent_function", 0, 5)])
 
     assert minion.look()[0]["patch"] == "kgraft_patch_2_2_1"
+
+
+def test_the_moment_between_the_last_function_and_the_end_is_no_transition_of_its_own(kernel, minion):
+    kernel.patch("kgraft-patch-1-2_1")
+    minion.look()
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+    kernel.change("kgraft-patch-2-2_1", "applied")
+    kernel.change("kgraft-patch-1-2_1", "inactive")
+    assert minion.look() == []
+    kernel.finish()
+
+    assert tags(minion.look()) == ["finished"]
 
 
 def test_of_several_patches_that_came_between_two_looks_the_newest_is_named(kernel, minion):
