@@ -20,7 +20,6 @@ Minion option
 import contextlib
 import errno
 import fnmatch
-import math
 import os
 import pwd
 import re
@@ -29,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import OrderedDict, namedtuple
+from collections import namedtuple
 
 import salt.utils.platform
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -41,9 +40,13 @@ KINDS = ("kernel", "traced", "stopped", "uninterruptible", "zombie", "user")
 
 # Stopping a cluster's own daemons, even for a moment, can fence a node.
 PROTECTED = ("corosync*", "sbd*", "pacemaker*", "crmd", "lrmd", "dlm_controld*", "multipathd*", "iscsid*", "systemd*")
-PROTECTED_MINION = ("salt-minion*", "venv-salt-minion*")  # the Salt Bundle's
+MINIONS = {"salt-minion", "venv-salt-minion"}  # the second is the Salt Bundle's
+PROTECTED_MINION = tuple(minion + "*" for minion in sorted(MINIONS))
 
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
+
+MOVING = ("applying", "reverting")
+ACTIVE = ("applying", "applied")
 
 # kGraft's function states (kernel/kgraft.c, enum kgr_patch_state)
 APPLYING, APPLIED, REVERTING, REVERTED, SKIPPED = 1, 2, 3, 4, 5
@@ -195,11 +198,10 @@ def in_progress(pid=None):
     """
     if pid is not None:
         _whole("pid", pid)
-    look = _available()
-    if pid is None or look.state == "ready":
-        return look.state == "in_progress"
+    if pid is None:
+        return _available().state == "in_progress"
     try:
-        return bool(look.reader.flagged(pid, look))
+        return _holds(pid)
     except _Gone:
         raise CommandExecutionError("There is no process {} under {}".format(pid, _path("proc"))) from None
 
@@ -246,9 +248,9 @@ def patches(functions=False):
 
     def details():
         look = _available()
-        return OrderedDict((patch.name, look.reader.details(patch, functions)) for patch in look.patches)
+        return {patch.name: look.reader.details(patch, functions) for patch in look.patches}
 
-    return dict(_steady(details))
+    return _steady(details)
 
 
 def blocking(cmdline=False, stacks=False, limit=20, budget=None):
@@ -366,8 +368,8 @@ def poke(pids=None, protect=None, protect_defaults=True, test=False):
     _boolean("test", test)
     rules = _rules(protect, protect_defaults)
     held = _blocking(_available(), limit=None)
-    result = {"poked": [], "skipped": [], "vanished": [], "count": held["count"], "complete": held["complete"]}
     tasks = held["tasks"]
+    result = {"poked": [], "skipped": [], "vanished": [], "count": held["count"], "complete": held["complete"]}
     if wanted is not None:
         result["skipped"], result["vanished"] = _not_blocking(wanted - {task["pid"] for task in tasks})
         tasks = [task for task in tasks if task["pid"] in wanted]
@@ -377,6 +379,8 @@ def poke(pids=None, protect=None, protect_defaults=True, test=False):
         for task in tasks:
             try:
                 reason = _refusal(task, rules, lineage) or _stranger(task)
+                if not reason and not _holds(task["pid"]):
+                    reason = "it has crossed meanwhile"
                 if not reason and not test:
                     guard = guard or stack.enter_context(_guard())
                     reason = _stop_and_continue(task, guard)
@@ -464,7 +468,7 @@ def load(name):
     """
     wanted = _module(name)
     known = _find(_available(), wanted)
-    if known and known.state in ("applying", "applied"):
+    if known and known.state in ACTIVE:
         return {"name": known.name, "state": known.state}
     if known:
         raise CommandExecutionError(
@@ -477,7 +481,7 @@ def load(name):
             answer = f"{answer} (a transition is running)"
         raise CommandExecutionError(answer)
     known = _find(_available(), wanted)
-    if not known or known.state not in ("applying", "applied"):
+    if not known or known.state not in ACTIVE:
         raise CommandExecutionError(
             "modprobe succeeded, but the kernel shows {} as {}".format(wanted, known.state if known else "not loaded")
         )
@@ -523,7 +527,10 @@ def revert(name, i_accept_loss_of_support=False):
         )
     if patch.state in ("reverting", "inactive"):
         raise CommandExecutionError(f"{patch.name} is already {patch.state}")
-    look.reader.revert(patch, look)
+    try:
+        look.reader.revert(patch, look)
+    except _Gone:
+        raise CommandExecutionError(f"{patch.name} was unloaded meanwhile; nothing was written") from None
     patch = _find(_available(), wanted)
     return {"name": wanted, "state": patch.state if patch else "inactive"}
 
@@ -579,7 +586,7 @@ def _whole(argument, value, allowed="a positive integer"):
 
 
 def _seconds(argument, value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
         raise _refused(argument, value, "a positive number of seconds")
 
 
@@ -613,7 +620,7 @@ def _rules(protect, defaults):
 
 
 def _module(name):
-    if not isinstance(name, str) or not re.match(r"[A-Za-z0-9][\w-]*$", name, re.ASCII):
+    if not isinstance(name, str) or not re.match(r"[A-Za-z0-9][\w-]*\Z", name, re.ASCII):
         raise _refused("name", name, "the name of a patch's module, such as 'kgraft_patch_2_2_1'")
     return _folded(name)
 
@@ -634,7 +641,7 @@ def _path(*parts):
 
 
 def _failed(path, err):
-    return CommandExecutionError(f"Cannot read {path}: {err.strerror}")
+    return CommandExecutionError(f"Cannot read {_text(path)}: {err.strerror}")
 
 
 def _read(path):
@@ -658,7 +665,7 @@ def _read(path):
 
 def _text(raw):
     """Names in the kernel are bytes; what leaves this module can be printed and sent."""
-    return raw.decode("utf-8", "backslashreplace")
+    return os.fsencode(raw).decode("utf-8", "backslashreplace")
 
 
 def _word(relative):
@@ -672,14 +679,14 @@ def _word(relative):
 def _number(path):
     raw = _read(path)
     if not re.match(rb"-?[0-9]{1,18}\n?$", raw):
-        raise CommandExecutionError(f"Cannot understand {path}: {raw[:40]!r} is no number")
+        raise CommandExecutionError(f"Cannot understand {_text(path)}: {raw[:40]!r} is no number")
     return int(raw)
 
 
 def _switch(path):
     value = _number(path)
     if value not in (0, 1):
-        raise CommandExecutionError(f"Cannot understand {path}: {value} is neither 0 nor 1")
+        raise CommandExecutionError(f"Cannot understand {_text(path)}: {value} is neither 0 nor 1")
     return value == 1
 
 
@@ -709,7 +716,7 @@ def _write(path, value, refusals):
             os.close(descriptor)
     except OSError as err:
         why = refusals.get(err.errno, err.strerror)
-        raise CommandExecutionError(f"Cannot write {path}: {why}") from err
+        raise CommandExecutionError(f"Cannot write {_text(path)}: {why}") from err
 
 
 def _directories(path):
@@ -736,8 +743,8 @@ def _version(name):
     return "{}-{}".format(match.group(1), match.group(2).replace("_", ".")) if match else None
 
 
-# The two interfaces. Each reader has: abi, names(), look(names), details(patch),
-# walk(look, deadline), flagged(pid, look), target(look), revert(patch), force(look).
+# The two interfaces. Each reader has: abi, names(), look(), details(patch, functions), target(look),
+# walk(look, deadline), flagged(pid, look), revert(patch, look), force(look).
 
 
 class _KGraft:
@@ -750,14 +757,17 @@ class _KGraft:
     def names(self):
         return _directories(self.base)
 
-    def look(self, names):
+    def look(self):
         """
         Only the global file tells the end for sure (kernel/kgraft.c), but it
         may change while the patches are read: look again until both agree.
         """
         running = self._running()
-        patches = [self._patch(name, running) for name in names]
-        return running, patches
+        patches = [self._patch(name) for name in self.names()]
+        # Where all of a patch's functions wait for modules, none says whether it is this one that moves.
+        told = any(patch.state in MOVING for patch in patches)
+        waiting = "applying" if running and not told else "applied"
+        return running, [patch._replace(state=waiting) if patch.state == "waiting" else patch for patch in patches]
 
     def _running(self):
         path = os.path.join(self.base, "in_progress")
@@ -766,7 +776,7 @@ class _KGraft:
         except _Gone:
             raise CommandExecutionError(f"Cannot read {path}: it is missing or empty") from None
 
-    def _patch(self, name, running):
+    def _patch(self, name):
         directory = os.path.join(self.base, name)
         states = {function["state"] for function in self._functions(directory)}
         if APPLYING in states:
@@ -776,8 +786,7 @@ class _KGraft:
         elif APPLIED in states:
             state = "applied"
         elif states <= {SKIPPED} and _held(self._module(directory)):
-            # All its functions wait for modules, so none says whether it is this one that moves.
-            state = "applying" if running else "applied"
+            state = "waiting"
         else:
             state = "inactive"
         return _Patch(self._module(directory), directory, state)
@@ -785,12 +794,12 @@ class _KGraft:
     @staticmethod
     def _module(directory):
         try:
-            return os.path.basename(os.readlink(os.path.join(directory, "owner")))
+            return _text(os.path.basename(os.readlink(os.path.join(directory, "owner"))))
         except OSError as err:
             if err.errno not in VANISHED:
                 raise _failed(os.path.join(directory, "owner"), err) from err
             _still_there(directory)
-            return _folded(os.path.basename(directory))
+            return _folded(_text(os.path.basename(directory)))
 
     @staticmethod
     def _functions(directory):
@@ -803,12 +812,12 @@ class _KGraft:
         lines = _text(raw[: raw.rfind(b"\n") + 1]).split("\n")[:-1]
         columns = [column.lower() for column in lines[0].split()] if lines else []
         if "function" not in columns or "state" not in columns:
-            raise CommandExecutionError(f"Cannot understand {path}: its heading is {lines[:1]!r}")
+            raise CommandExecutionError(f"Cannot understand {_text(path)}: its heading is {lines[:1]!r}")
         functions = []
         for line in lines[1:]:
             row = dict(zip(columns, line.split()))
             if len(line.split()) != len(columns) or not re.match(r"\d{1,9}$", row["state"], re.ASCII):
-                raise CommandExecutionError(f"Cannot understand {path}: {line!r} under {lines[0]!r}")
+                raise CommandExecutionError(f"Cannot understand {_text(path)}: {line!r} under {lines[0]!r}")
             sympos = row.get("sympos", "")
             functions.append(
                 {
@@ -900,9 +909,9 @@ class _Livepatch:
     def names(self):
         return _directories(self.base)
 
-    def look(self, names):
-        patches = [self._patch(os.path.join(self.base, name)) for name in names]
-        return any(patch.state in ("applying", "reverting") for patch in patches), patches
+    def look(self):
+        patches = [self._patch(os.path.join(self.base, name)) for name in self.names()]
+        return any(patch.state in MOVING for patch in patches), patches
 
     @staticmethod
     def _patch(directory):
@@ -912,7 +921,7 @@ class _Livepatch:
         if moving and not enabled:
             enabled = _being_loaded(os.path.basename(directory)) or _switch(os.path.join(directory, "enabled"))
         states = {(True, True): "applying", (True, False): "applied", (False, True): "reverting"}
-        return _Patch(os.path.basename(directory), directory, states.get((enabled, bool(moving)), "inactive"))
+        return _Patch(_text(os.path.basename(directory)), directory, states.get((enabled, bool(moving)), "inactive"))
 
     def details(self, patch, functions):
         record = {
@@ -937,9 +946,9 @@ class _Livepatch:
                 name, _, sympos = entry.rpartition(",")
                 functions.append(
                     {
-                        "object": object_name,
-                        "name": name or entry,
-                        "sympos": int(sympos) if name and sympos.isdigit() else None,
+                        "object": _text(object_name),
+                        "name": _text(name or entry),
+                        "sympos": int(sympos) if name and re.match(r"\d{1,9}\Z", sympos, re.ASCII) else None,
                         "state": state if patched is not None else None,
                     }
                 )
@@ -970,7 +979,7 @@ class _Livepatch:
                         raise
                     if flag in crossed:
                         continue
-                    if flag in (b"0\n", b"1\n"):
+                    if flag in (b"0\n", b"1\n") and tid.isdigit():
                         tids.append(int(tid))
                     elif flag:
                         raise OSError(errno.EINVAL, "neither -1, 0 nor 1")
@@ -1006,7 +1015,7 @@ class _Livepatch:
 
     def force(self, look):
         for patch in look.patches:
-            if patch.state in ("applying", "reverting"):
+            if patch.state in MOVING:
                 _write(
                     os.path.join(patch.directory, "force"),
                     b"1",
@@ -1018,6 +1027,11 @@ class _Livepatch:
 
 
 def _reader():
+    """The reader of this kernel's interface, None without live patching."""
+    return _steady(_present)
+
+
+def _present():
     kernel = _path("sys", "kernel")
     if not os.path.isdir(kernel):
         raise CommandExecutionError(f"Cannot look at the kernel: there is no directory {kernel}")
@@ -1055,9 +1069,9 @@ def _look():
     if not reader:
         return _Look(None, "unavailable", None, [])
     for attempt in range(LOOKS):
-        running, patches_seen = _steady(lambda: reader.look(reader.names()))
+        running, patches_seen = _steady(reader.look)
         states = {patch.state for patch in patches_seen}
-        moving = bool(states & {"applying", "reverting"})
+        moving = not states.isdisjoint(MOVING)
         if running == moving:
             break
         time.sleep(0.001 * attempt)
@@ -1083,7 +1097,7 @@ def _modules():
     except _Gone:  # a recorded tree may lack it
         lines = []
     rows = [line.split() for line in reversed(lines)]
-    return OrderedDict((row[0], row[2]) for row in rows if len(row) > 2)
+    return {row[0]: row[2] for row in rows if len(row) > 2}
 
 
 def _being_loaded(module):
@@ -1104,14 +1118,14 @@ def _held(module):
 
 
 def _by_age(patches_seen):
-    if sum(patch.state in ("applying", "applied") for patch in patches_seen) < 2:
+    if sum(patch.state in ACTIVE for patch in patches_seen) < 2:
         return patches_seen
     age = {name: number for number, name in enumerate(_modules())}
     return sorted(patches_seen, key=lambda patch: age.get(patch.name, len(age)))
 
 
 def _active(look):
-    return [patch.name for patch in look.patches if patch.state in ("applying", "applied")]
+    return [patch.name for patch in look.patches if patch.state in ACTIVE]
 
 
 def _moving(look):
@@ -1138,7 +1152,7 @@ def _processes(proc):
     try:
         return [name for name in os.listdir(proc) if name.isdigit()]
     except OSError as err:
-        raise _failed(os.fsdecode(proc), err) from err
+        raise _failed(proc, err) from err
 
 
 def _vanished(path, err):
@@ -1170,14 +1184,15 @@ def _tids(proc, pid, tail, flag):
             if err.errno not in VANISHED:
                 return None
             flag = b""
-        if flag == b"1\n":
+        if flag == b"1\n" and tid.isdigit():
             tids.append(int(tid))
         elif not flag and tid == pid and os.path.isdir(path):
             # Kernels before May 2015 flag leaders only and have no file for threads.
             return [int(pid)]
         elif flag not in (b"0\n", b""):
             return None
-    return sorted(tids) or None
+    # They may all have crossed since the process's own file was read.
+    return sorted(tids) if tids or _flag(proc + pid + tail) == b"0\n" else None
 
 
 def _sees_everything():
@@ -1244,15 +1259,16 @@ def _task(pid, tids, cmdline=False, stacks=False):
     # Of threads alike the one that does not sleep comes first: it clears by itself.
     worst = min(living, key=lambda thread: (KINDS.index(_kind(thread)), thread.letter == "S"))
     status_fields = _fields(os.path.join(proc, "status"))
-    leader = _thread(proc)
+    leader, kind = _thread(proc), _kind(worst)
     task = {
         "pid": pid,
         "tids": [thread.tid for thread in threads],
-        "name": _full_name(proc, leader.name),
+        # A command line lies in the process's memory: who reads it may wait for a lock that a sleeper in D holds.
+        "name": _text(leader.name) if kind == "uninterruptible" else _full_name(proc, leader.name),
         "user": _user(status_fields, proc),
         "unit": _unit(proc),
         "letter": worst.letter,
-        "kind": _kind(worst),
+        "kind": kind,
         "start_time": leader.start_time,
     }
     if cmdline:
@@ -1285,7 +1301,7 @@ def _thread(proc, tid=None):
         number = int(pid)
         tracer = int(_fields(os.path.join(directory, "status"))["TracerPid"])
     except (IndexError, KeyError, ValueError) as err:
-        raise CommandExecutionError(f"Cannot understand {path}") from err
+        raise CommandExecutionError(f"Cannot understand {_text(path)}") from err
     return _Thread(number, name, letter, bool(flags & PF_KTHREAD), tracer, start_time)
 
 
@@ -1310,7 +1326,7 @@ def _user(fields, proc):
     except (KeyError, IndexError, ValueError) as err:
         raise CommandExecutionError(f"Cannot understand {proc}/status") from err
     try:
-        return pwd.getpwuid(uid).pw_name
+        return _text(pwd.getpwuid(uid).pw_name)
     except (KeyError, OverflowError):
         return str(uid)
 
@@ -1389,19 +1405,32 @@ def _refusal(task, rules, lineage):
         cut = field == "name" and len(task["name"]) == 15
         if fnmatch.fnmatchcase(task[field] or "", glob[:15] if cut else glob):
             return f"protected by {field}:{glob}"
+    # A minion that sets its title is named as its interpreter, so the kernel's name does not tell.
+    words = " ".join(_cmdline(_path("proc", str(task["pid"])))).split()
+    if {os.path.basename(word) for word in words} & MINIONS:
+        return "it is a minion"
     return None
 
 
 def _stranger(task):
     """A pid is a process's name only together with its start time, in this machine's own /proc."""
+    seen = _path("proc", str(task["pid"]))
+    if _thread(seen).start_time != task["start_time"]:
+        raise _Gone(seen)
     try:
         start_time = _thread("/proc/{}".format(task["pid"])).start_time
     except _Gone:
-        _still_there(_path("proc", str(task["pid"])))
+        _still_there(seen)
         return "this machine has no process {}".format(task["pid"])
     if start_time != task["start_time"]:
         return "its start time is not that of pid {} on this machine: another process".format(task["pid"])
     return None
+
+
+def _holds(pid):
+    """Whether one process holds a transition up now."""
+    look = _available()
+    return look.state == "in_progress" and look.reader.flagged(pid, look)
 
 
 def _threads(pid):
@@ -1456,7 +1485,8 @@ def _not_blocking(pids):
     skipped, vanished = [], []
     for pid in sorted(pids):
         try:
-            skipped.append(dict(_task(pid, [pid]), tids=[], reason="it does not block"))
+            reason = "it blocks only since this look" if _holds(pid) else "it does not block"
+            skipped.append(dict(_task(pid, [pid]), tids=[], reason=reason))
         except _Gone:
             vanished.append(pid)
     return skipped, vanished
@@ -1466,17 +1496,11 @@ def _crossed(pids, patience=1):
     """Give the poked a moment to run: the flag clears when they do, not when they are signalled."""
     deadline = time.monotonic() + patience
     while pids and time.monotonic() < deadline:
-        look = _available()
-        if look.state == "ready":
-            return
-        still = []
-        for pid in pids:
-            with contextlib.suppress(_Gone):
-                if look.reader.flagged(pid, look):
-                    still.append(pid)
-        pids = still
-        if pids:
-            time.sleep(0.01)
+        with contextlib.suppress(_Gone, CommandExecutionError):  # told by the look that follows
+            if _holds(pids[0]):
+                time.sleep(0.01)
+                continue
+        pids = pids[1:]
 
 
 # Runs on its own, in another session, so that what kills the poking process does not reach it. At most one
@@ -1546,15 +1570,16 @@ def _guard(patience=10):
         )
     except OSError as err:
         raise CommandExecutionError(f"Cannot start the guard of a poke: {err.strerror}") from err
+    guard = _Guard(process)
     try:
-        ready = select.select([process.stdout], [], [], patience)[0] and process.stdout.read(5)
-        if ready != b"ready":
+        poll = select.poll()  # select() takes no descriptor above 1023
+        poll.register(process.stdout, select.POLLIN)
+        if not poll.poll(patience * 1000) or process.stdout.read(5) != b"ready":
             process.kill()
             raise CommandExecutionError(f"The guard of a poke did not start within {patience} s")
-        guard = _Guard(process)
         yield guard
-        guard.end()
     finally:
+        guard.end()
         process.stdin.close()
         process.stdout.close()
         process.wait()

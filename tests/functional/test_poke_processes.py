@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import time
 
 import pytest
+from salt.exceptions import CommandExecutionError
 
 from lab import Lab, zoo
 
@@ -168,7 +170,7 @@ def test_a_pid_that_was_reused_since_the_walk_is_not_signalled(moving, impatient
     monkeypatch.setattr(impatient, "_threads", reuse)
     _no_poke(monkeypatch)
     answer = impatient.poke(pids=process.pid)
-    assert "another process" in answer["skipped"][0]["reason"]
+    assert (answer["poked"], answer["vanished"]) == ([], [process.pid])
 
 
 def test_a_process_stopped_since_the_walk_is_left_to_who_stopped_it(moving, impatient, herd, monkeypatch):
@@ -206,6 +208,81 @@ def test_the_guard_ends_with_the_poke(moving, impatient, herd, monkeypatch):
     )
     impatient.poke()
     assert [guard.returncode for guard in guards] == [0]
+
+
+def test_the_guard_starts_where_descriptors_are_many(moving, impatient, herd):
+    (process,) = herd(single=1)
+    _flag(moving, process.pid)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(1100):  # select() takes none above 1023
+                stack.callback(os.close, os.dup(0))
+            assert len(impatient.poke()["poked"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_guard_whose_pipe_a_sibling_holds_ends_with_a_poke_that_fails(moving, impatient, herd, monkeypatch):
+    (process,) = herd(single=1)
+    _flag(moving, process.pid)
+    siblings = []
+
+    def fork_then_fail(pid):
+        sibling = os.fork()  # as a minion that starts a job: it inherits the pipe to the guard
+        if not sibling:
+            signal.alarm(60)
+            signal.pause()
+        siblings.append(sibling)
+        raise CommandExecutionError("a look that failed")
+
+    monkeypatch.setattr(impatient, "_threads", fork_then_fail)
+    began = time.monotonic()
+    try:
+        with pytest.raises(CommandExecutionError, match="a look that failed"):
+            impatient.poke()
+        assert time.monotonic() - began < 30
+    finally:
+        for sibling in siblings:
+            os.kill(sibling, signal.SIGKILL)
+            os.waitpid(sibling, 0)
+
+
+def test_who_crosses_by_itself_on_the_way_is_not_poked(moving, impatient, herd, monkeypatch):
+    processes = sorted(herd(single=3), key=lambda process: process.pid)
+    for process in processes:
+        _flag(moving, process.pid)
+    real_kill, sent = os.kill, []
+
+    def cross(pid, number):
+        real_kill(pid, number)
+        sent.append(pid)
+        if processes[1].pid in moving.tasks:
+            moving.flag(processes[1].pid, False)
+
+    monkeypatch.setattr(os, "kill", cross)
+    answer = impatient.poke()
+    assert [task["reason"] for task in answer["skipped"]] == ["it has crossed meanwhile"]
+    assert set(sent) == {processes[0].pid, processes[2].pid}
+
+
+def test_a_transition_that_ends_on_the_way_ends_the_poke(moving, impatient, herd, monkeypatch):
+    processes = herd(single=3)
+    for process in processes:
+        _flag(moving, process.pid)
+    real_kill, sent = os.kill, []
+
+    def end(pid, number):
+        real_kill(pid, number)
+        sent.append(pid)
+        if number == signal.SIGCONT:
+            moving.finish()
+
+    monkeypatch.setattr(os, "kill", end)
+    answer = impatient.poke()
+    assert len(set(sent)) == len(answer["poked"]) == 1
+    assert (answer["count"], answer["complete"]) == (0, True)
 
 
 def test_without_a_guard_nothing_is_stopped(moving, impatient, herd, monkeypatch):

@@ -213,6 +213,13 @@ def test_a_user_without_a_name_is_a_number(moving):
     assert [task["user"] for task in kgraft.blocking()["tasks"]] == ["54321", pwd.getpwuid(65534).pw_name]
 
 
+def test_a_users_name_that_is_no_utf8_can_be_sent(moving, monkeypatch):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("m\udcfcller", "x", 0, 0, "", "", "")))
+    assert kgraft.blocking()["tasks"][0]["user"] == "m\\xfcller"
+
+
 @pytest.mark.parametrize(
     ("unit", "told"),
     [
@@ -274,6 +281,64 @@ def test_a_walk_that_its_budget_ends_is_not_complete(moving, monkeypatch):
     held = kgraft.blocking(budget=0.5)
     assert held["complete"] is False
     assert held["count"] < 10
+
+
+def test_threads_that_cross_between_the_processs_file_and_their_own_are_not_unread(make_kernel, kgraft_on, monkeypatch):
+    kernel = make_kernel()
+    kernel.start(PATCH)
+    kernel.task(731, blocking=True)
+    kgraft, listdir = kgraft_on(kernel), os.listdir
+
+    def cross(path):
+        if os.fsdecode(path).endswith("proc/731/task"):
+            kernel.flag(731, False)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", cross)
+    held = kgraft.blocking()
+    assert (held["tasks"], held["unread"], held["complete"]) == ([], 0, True)
+
+
+def test_a_flagged_process_with_no_flagged_thread_is_unread(make_kernel, kgraft_on):
+    kernel = make_kernel()
+    kernel.start(PATCH)
+    kernel.task(731)
+    kernel.write("proc/731/kgr_in_progress", "1\n")
+    held = kgraft_on(kernel).blocking()
+    assert (held["count"], held["unread"], held["complete"]) == (0, 1, False)
+
+
+def test_a_thread_whose_directory_is_no_number_is_unread(moving):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    (kernel.root / "proc/731/task/731").rename(kernel.root / "proc/731/task/x")
+    held = kgraft.blocking()
+    assert (held["count"], held["unread"], held["complete"]) == (0, 1, False)
+
+
+def test_a_proc_of_odd_things_is_unread_and_no_traceback(moving):
+    kernel, kgraft = moving
+    proc = kernel.root / "proc"
+    (proc / "801").write_text("a file")
+    (proc / "802").mkdir()
+    (proc / "802/task").write_text("a file")
+    (proc / "803").symlink_to("803")
+    (proc / "804").mkdir()
+    for name in ("kgr_in_progress", "patch_state"):
+        (proc / "804" / name).mkdir()
+    (proc / "not a pid").mkdir()
+    held = kgraft.blocking()
+    assert (held["count"], held["unread"], held["complete"]) == (0, 4, False)
+    for pid in (801, 802, 803, 804):
+        with pytest.raises(CommandExecutionError):
+            kgraft.in_progress(pid)
+
+
+def test_the_command_line_of_an_uninterruptible_sleeper_is_not_read(moving):
+    # who holds its memory's lock would hold the reader, too
+    kernel, kgraft = moving
+    kernel.task(731, "a_name_of_15_bytes", blocking=True, letter="D", cmdline=["a_name_of_15_bytes"])
+    assert kgraft.blocking()["tasks"][0]["name"] == "a_name_of_15_by"
 
 
 # What vanished, what could not be read, what cannot be seen
@@ -540,6 +605,8 @@ def test_a_look_that_fails_while_waiting_is_no_time_out(moving, clock):
         (lambda k: k.wait(timeout=0), r"timeout=0: must be a positive number of seconds"),
         (lambda k: k.wait(timeout="5m"), r"timeout='5m': must be"),
         (lambda k: k.wait(timeout=float("inf")), r"timeout=inf: must be"),
+        (lambda k: k.wait(timeout=10**400), r"timeout=10+: must be"),
+        (lambda k: k.blocking(budget=10**400), r"budget=10+: must be"),
         (lambda k: k.wait(timeout=True), r"timeout=True: must be"),
         (
             lambda k: k.poke(pids="731,x"),
@@ -558,6 +625,7 @@ def test_a_look_that_fails_while_waiting_is_no_time_out(moving, clock):
         (lambda k: k.poke(test="no"), r"test='no': must be True or False"),
         (lambda k: k.load("a b"), r"name='a b': must be the name of a patch's module"),
         (lambda k: k.load("../x"), r"name='../x': must be"),
+        (lambda k: k.load("x\n"), r"name='x\\n': must be"),
         (lambda k: k.load("-a"), r"name='-a': must be"),
         (lambda k: k.load(221), r"name=221: must be"),
         (lambda k: k.revert(None, i_accept_loss_of_support=True), r"name=None: must be"),

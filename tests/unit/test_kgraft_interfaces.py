@@ -1,9 +1,11 @@
 """What the kernel says, row by row of its files: which interface, which patches, which state."""
 
+import contextlib
 import os
 import shutil
 
 import pytest
+import salt.payload
 from salt.exceptions import CommandExecutionError
 
 from lab.files import Kernel
@@ -217,6 +219,15 @@ def test_a_reverted_patch_whose_functions_all_wait_for_modules_is_told_by_its_re
     assert kgraft.patches()[MODULE]["state"] == "applied"
 
 
+def test_a_patch_that_waits_for_modules_is_not_the_one_that_moves_when_another_is(kernel, kgraft):
+    kernel.patch("kgraft-patch-1-1", replace_all=False, functions=[("nfs", "fn", 0, 5)])
+    kernel.patch(PATCH, replace_all=False)
+    kernel.revert(PATCH)
+    seen = kgraft.status()
+    assert (seen["direction"], seen["active"]) == ("revert", ["kgraft_patch_1_1"])
+    assert kgraft.patches()["kgraft_patch_1_1"]["state"] == "applied"
+
+
 def test_in_progress_without_a_function_that_moves_has_no_direction(kernel, kgraft):
     kernel.patch(PATCH, functions=[("nfs", "fn", 0, 5)])
     kernel.in_progress(True)
@@ -362,6 +373,36 @@ def test_a_patch_that_ends_between_two_reads_is_seen_whole(kernel, kgraft, monke
     monkeypatch.setattr(os, "open", finish_after_the_flag)
     seen = kgraft.status()
     assert (seen["state"], seen["direction"], seen["active"]) == ("ready", None, [MODULE])
+
+
+@pytest.mark.parametrize("abi", ["kgraft", "livepatch"])
+def test_names_that_are_no_utf8_can_be_printed_and_sent(make_kernel, kgraft_on, abi):
+    kernel = make_kernel(abi)
+    kernel.patch("klp\udcff", functions=[("mod\udcff", "fn\udcff", 1, 2)])
+    kgraft = kgraft_on(kernel)
+    answers = [kgraft.status(), kgraft.patches(functions=True), kgraft.summary()]
+    for path in kernel.root.glob("sys/kernel/*/klp*/*"):
+        if path.name in ("state", "enabled"):
+            path.chmod(0o644)
+            path.write_text("?")
+    with pytest.raises(CommandExecutionError) as failure:
+        kgraft.status()
+    salt.payload.dumps([*answers, str(failure.value)])
+    assert "klp\\xff" in answers[2]
+
+
+def test_an_interface_that_vanishes_while_it_is_looked_for_is_looked_for_again(make_kernel, kgraft_on, monkeypatch):
+    kernel = make_kernel("both")
+    kernel.patch(PATCH)
+    scandir = os.scandir
+
+    def vanish(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(kernel.root / "sys/kernel/livepatch")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert kgraft_on(kernel).abi() == "kgraft"
 
 
 # Names
@@ -536,6 +577,20 @@ def test_revert_is_refused_before_anything_is_written(kernel, kgraft):
     kernel.start("kgraft-patch-3-1", replace_all=False)
     kernel.patch(PATCH, refs=0)
     _refused_revert(kernel, kgraft, PATCH, "a transition is running")
+
+
+def test_revert_of_a_patch_that_is_unloaded_meanwhile_is_an_error(kernel, kgraft, monkeypatch):
+    kernel.patch(PATCH)
+    real_open = os.open
+
+    def unload(path, *args, **kwargs):
+        if str(path).endswith("/refs"):
+            kernel.remove(PATCH)
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", unload)
+    with pytest.raises(CommandExecutionError, match="unloaded meanwhile"):
+        kgraft.revert(PATCH, i_accept_loss_of_support=True)
 
 
 @pytest.mark.parametrize(

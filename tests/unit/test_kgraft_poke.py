@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from salt.exceptions import CommandExecutionError
 
 PATCH = "kgraft-patch-2-2_1"
 
@@ -149,3 +150,37 @@ def test_in_test_mode_nothing_is_sent_and_the_same_is_shown(here, kgraft):
     answer = kgraft.poke(test=True)
     assert [task["name"] for task in answer["poked"]] == ["sleeper"]
     assert answer["count"] == 1
+
+
+def test_a_minion_that_is_named_as_its_interpreter_is_known_by_its_command_line(moving, kgraft):
+    title = "/opt/saltstack/salt/bin/python3.10 /usr/bin/salt-minion MultiMinionProcessManager"
+    moving.task(731, "/opt/saltstack/", blocking=True, cmdline=[title])
+    moving.task(732, "python3", blocking=True, cmdline=["/usr/bin/python3", "/usr/bin/venv-salt-minion"])
+    assert _reasons(kgraft.poke(protect_defaults=False)) == {731: "it is a minion", 732: "it is a minion"}
+
+
+def test_no_pids_at_all_are_nobody(here, kgraft):
+    here(os.getppid(), "sleeper")
+    assert kgraft.poke(pids=[], test=True)["poked"] == []
+    assert kgraft.poke(pids=[], test=True)["count"] == 1
+
+
+def test_a_named_process_whose_flag_cannot_be_read_is_not_said_to_have_crossed(moving, kgraft):
+    moving.task(731, blocking=True)
+    moving.write("proc/731/kgr_in_progress", "?\n")
+    with pytest.raises(CommandExecutionError, match="proc/731/kgr_in_progress"):
+        kgraft.poke(pids=731)
+
+
+def test_a_pid_reused_under_the_root_since_the_walk_is_gone(here, moving, kgraft, monkeypatch):
+    here(os.getppid(), "sleeper")
+    refusal = kgraft._refusal
+
+    def reuse(task, rules, lineage):
+        moving.task(os.getppid(), "stranger", blocking=True, start_time=task["start_time"] + 1)
+        return refusal(task, rules, lineage)
+
+    kgraft._lineage = lambda: set()
+    monkeypatch.setattr(kgraft, "_refusal", reuse)
+    answer = kgraft.poke(test=True)
+    assert (answer["poked"], answer["vanished"]) == ([], [os.getppid()])
