@@ -188,13 +188,13 @@ class Machine:
             raise AssertionError(f"in the guest: {do} {arguments}\n{answer['broken']}")
         return answer["answer"]
 
-    def sh(self, command, timeout=COMMAND, check=True):
+    def sh(self, command, timeout=COMMAND, check=True, what=None):
         """Run a command in the guest. Unless ``check`` is False, an exit code that is not 0 is an error."""
-        answer = self.ask("shell", timeout=timeout, command=command)
+        answer = self.ask("shell", timeout=timeout + 10, command=command, patience=timeout)
         output = Answer(base64.b64decode(answer["output"]).decode(errors="replace"))
         output.code = answer["code"]
         if check and output.code:
-            raise AssertionError(f"in the guest: {command}: exit {output.code}\n{output}")
+            raise AssertionError(f"in the guest: {what or command}: exit {output.code}\n{output}")
         return output
 
     def python(self, code, timeout=COMMAND):

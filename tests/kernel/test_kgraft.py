@@ -89,24 +89,20 @@ def test_a_patch_that_waits_for_its_module_is_applied(guest):
 
 
 def test_a_patch_being_loaded_is_never_taken_for_one_being_reverted(guest):
-    """It shows transition 1 and enabled 0 until its functions are in place, which takes the kernel a while here."""
-    window, looks, code = guest.python(BEING_LOADED.format(patch=SECOND, sysfs=SYSFS))
+    """
+    It shows transition 1 and enabled 0, as one being disabled does, until its functions are in place. That is a matter
+    of a tenth of a second, which one load in several may show to nobody.
+    """
+    windows, looks, broken = guest.python(BEING_LOADED.format(patch=SECOND, sysfs=SYSFS), timeout=120)
 
-    assert code == 0
-    assert window == ["0\n", "1\n"], "the kernel did not show what this test is about"
-    states = [(look["state"], look["direction"], look["active"]) for look, _ in looks]
-    assert set(map(repr, states)) <= {
-        repr(("in_progress", "apply", [SECOND])),
-        repr(("ready", None, [SECOND])),
-    }, states
-    assert states[0] == ("in_progress", "apply", [SECOND])
-    assert states[-1] == ("ready", None, [SECOND])
-    # those who run with the new code already are on the right side
-    assert all(blocking["return"]["state"] for _, blocking in looks)
+    assert windows > 0, "the kernel did not show what this test is about"
+    assert broken == []
+    allowed = [("in_progress", "apply", [SECOND]), ("ready", None, [SECOND]), ("ready", None, [])]
+    assert [look for look in map(tuple, looks) if look not in allowed] == []
 
 
 BEING_LOADED = """
-import subprocess, time
+import os, subprocess, time
 def read(name):
     try:
         with open("{sysfs}/{patch}/" + name) as file:
@@ -114,15 +110,34 @@ def read(name):
     except OSError:
         return None
 
-loading = subprocess.Popen(["modprobe", "{patch}"])
-end = time.monotonic() + 30
-window = [None, None]
-while window != ["0\\n", "1\\n"] and time.monotonic() < end and loading.poll() is None:
-    window = [read("enabled"), read("transition")]
-looks = []
-while time.monotonic() < end and not (looks and looks[-1][0]["state"] == "ready"):
-    looks.append((agent.call("kgraft.status")["return"], agent.call("kgraft.blocking")))
-answer = window, looks, loading.wait(20)
+windows, looks, broken = 0, [], []
+for attempt in range(6):
+    loading = subprocess.Popen(["modprobe", "{patch}"])
+    end = time.monotonic() + 20
+    while loading.poll() is None and time.monotonic() < end:
+        if [read("enabled"), read("transition")] == ["0\\n", "1\\n"]:
+            windows += 1
+            break
+    while time.monotonic() < end:
+        look = agent.call("kgraft.status")
+        if "return" not in look:
+            broken.append(look)
+            break
+        look = [look["return"][key] for key in ("state", "direction", "active")]
+        if look not in looks:
+            looks.append(look)
+        if look == ["ready", None, ["{patch}"]]:
+            break
+    loading.wait(20)
+    if windows > 1:
+        break
+    with open("{sysfs}/{patch}/enabled", "w") as enabled:
+        enabled.write("0")
+    while os.path.isdir("{sysfs}/{patch}") and time.monotonic() < end:
+        time.sleep(0.01)
+    while subprocess.call(["rmmod", "{patch}"], stderr=subprocess.DEVNULL) and time.monotonic() < end:
+        time.sleep(0.01)
+answer = windows, looks, broken
 """
 
 

@@ -33,15 +33,15 @@ OPTS = {
 
 class Agent:
     def __init__(self):
-        self.caller = self.states = None
+        self.caller = self.states = self.loop = None
 
-    def shell(self, command, timeout=60):
+    def shell(self, command, patience):
         done = subprocess.run(
             ["sh", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=timeout,
+            timeout=patience,
         )
         return {"code": done.returncode, "output": base64.b64encode(done.stdout).decode()}
 
@@ -73,7 +73,8 @@ class Agent:
         self.caller.cmd("kmod.is_loaded", "none")
         self.states = salt.state.State(self.caller.opts)
         self.state("test.nop", {})
-        salt.beacons.Beacon(self.caller.opts, self.caller.sminion.functions).process({}, self.caller.opts["grains"])
+        self.loop = salt.beacons.Beacon(self.caller.opts, self.caller.sminion.functions)
+        self.loop.process({}, self.caller.opts["grains"])
         return sys.version
 
     def unpack(self):
@@ -82,8 +83,11 @@ class Agent:
             content = io.BytesIO(disk.read())
         with tarfile.open(fileobj=content) as tar:
             tar.extractall(TREE)
-        for loader in (self.caller.sminion.functions, self.states.functions, self.states.states):
+        states, beacons = self.states.states, self.loop.beacons
+        for loader in (self.caller.sminion.functions, self.states.functions, states, beacons):
             loader.clear()
+        for loader in (states, beacons):  # what they hold is a copy
+            loader.pack["__salt__"].clear()
         return sorted(os.listdir(TREE))
 
     def call(self, name, args=(), kwargs=None):
@@ -108,23 +112,17 @@ class Agent:
 
         Each event becomes a line of EVENTS, with the time (monotonic, as the kernel's log has it) when it was sent.
         """
-        import salt.beacons
-
         child = os.fork()
         if child:
             return child
         try:
-            # what a minion's loop is given: the beacons and the functions of a loader made for it
-            self.caller.sminion.functions.clear()
-            loop = salt.beacons.Beacon(self.caller.opts, self.caller.sminion.functions)
             with open(EVENTS, "a", buffering=1) as file:
-                next_time = time.monotonic()
                 while True:
-                    for event in loop.process(json.loads(json.dumps(config)), self.caller.opts["grains"]):
+                    began = time.monotonic()
+                    for event in self.loop.process(json.loads(json.dumps(config)), self.caller.opts["grains"]):
                         file.write(json.dumps({"at": time.monotonic(), **event}, default=str) + "\n")
                     file.write(json.dumps({"at": time.monotonic(), "tag": "looked"}) + "\n")
-                    next_time += interval
-                    time.sleep(max(0, next_time - time.monotonic()))
+                    time.sleep(max(0.1, began + interval - time.monotonic()))
         except BaseException:
             traceback.print_exc()
         finally:
