@@ -336,7 +336,7 @@ def _settle(before, patience):
     if before.status["state"] == "ready":
         return f"No transition is running; {_active(before)}.", {}
     if __opts__["test"]:
-        return _would_wait(before, patience), _differences(before.facts, _ended(before.facts))
+        return _would_wait(before, patience), _differences(before.facts, _ended(before))
     seconds = _wait(before, patience)
     return f"Settled after {seconds:.0f} s; {_active(_kernel())}.", {}
 
@@ -360,9 +360,21 @@ def _moving(look):
     return ", ".join(moving) or "a transition is running"
 
 
-def _ended(facts):
-    ends = {"in_progress": "ready", "applying": "applied", "reverting": "inactive"}
-    return {fact: ends.get(value, value) for fact, value in facts.items()}
+def _ended(look):
+    """
+    The facts when the transition has ended as it began.
+    """
+    gone = _gone(look)
+    ends = {"in_progress": "ready", "applying": "applied", "reverting": gone}
+    facts = {fact: ends.get(value, value) for fact, value in look.facts.items()}
+    if any(told["state"] == "applying" and told["cumulative"] for told in look.patches.values()):
+        facts.update((patch, gone) for patch, told in look.patches.items() if told["state"] == "applied")
+    return facts
+
+
+def _gone(look):
+    # a reverted or replaced patch stays as inactive on kGraft and vanishes on livepatch
+    return "inactive" if look.status["abi"] == "kgraft" else None
 
 
 def _would_wait(look, patience):
@@ -615,7 +627,7 @@ def _apply_version(before, patience, wish, wanted):
             look, notes = _bring(look, patience, wish, _target(look, patience, wish, wanted))
     if look.status["state"] == "in_progress" and wish.settle:
         if __opts__["test"]:
-            return _would_wait(look, patience), _differences(look.facts, _ended(look.facts))
+            return _would_wait(look, patience), _differences(look.facts, _ended(look))
         _wait(look, patience)
         look = _machine()
         if not _is_met(wanted, _running(look)):
@@ -715,7 +727,7 @@ def _module(package, version):
 
 def _would_bring(look, patience, wish, target):
     steps = []
-    facts = _ended(look.facts)
+    facts = _ended(look)
     if look.status["state"] == "in_progress":
         steps.append(_would_wait(look, patience))
     if look.facts[look.package] != target:
@@ -728,16 +740,11 @@ def _would_bring(look, patience, wish, target):
     else:
         module = _module(look.package, target)
         steps.append("{} would be loaded{}.".format(module, " and settled" if wish.settle else ""))
-        facts.update(_replaced(look, facts))
+        # SUSE's patches are cumulative
+        facts.update((patch, _gone(look)) for patch in look.patches if facts[patch] == "applied")
         facts[module] = "applied" if wish.settle else "applying"
         facts["state"] = "ready" if wish.settle else "in_progress"
     return " ".join(steps), _differences(look.facts, facts)
-
-
-def _replaced(look, facts):
-    # SUSE's patches are cumulative; what they replace stays as inactive on kGraft and vanishes on livepatch
-    end = "inactive" if look.status["abi"] == "kgraft" else None
-    return {patch: end for patch in look.patches if facts[patch] == "applied"}
 
 
 def _reached(before, look):
@@ -793,7 +800,7 @@ def _apply_cves(before, patience, wish):
             answers = __salt__["kgraft_pkg.cves"](*wish.cves)
             unfixed = _unfixed(answers, wish)
     elif look.status["state"] == "in_progress" and wish.settle:
-        comment, promised = _would_wait(look, patience), _differences(look.facts, _ended(look.facts))
+        comment, promised = _would_wait(look, patience), _differences(look.facts, _ended(look))
     else:
         comment, promised = " ".join([_reached(before, look)] + _caveats(look)), {}
     comment = "\n".join([comment] + [f"{cve}: {answers[cve]}" for cve in wish.cves])

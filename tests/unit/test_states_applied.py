@@ -43,10 +43,12 @@ class World:
         }
 
     def _patches(self):
-        told = {module(version): {"state": "inactive", "version": version} for version in self.inactive}
+        told = {
+            module(version): {"state": "inactive", "version": version, "cumulative": True} for version in self.inactive
+        }
         for version in self.active:
             state = "applying" if version == self.moving else "applied"
-            told[module(version)] = {"state": state, "version": version}
+            told[module(version)] = {"state": state, "version": version, "cumulative": True}
         return told
 
     def _blocking(self):
@@ -285,7 +287,7 @@ def test_a_patch_whose_package_is_gone_or_newer_is_told(applied, world):
 def test_a_foreign_patch_is_not_taken_for_one_of_ours(applied, world):
     world.salt["kgraft.patches"].side_effect = lambda: {
         **world._patches(),
-        "site_fix": {"state": "applied", "version": None},
+        "site_fix": {"state": "applied", "version": None, "cumulative": None},
     }
     world.salt["kgraft.status"].side_effect = lambda: {
         **world._status(),

@@ -84,6 +84,24 @@ def test_a_transition_is_waited_for_and_the_changes_are_what_two_looks_saw(state
     }
 
 
+@pytest.mark.parametrize("kernel", [{}, {"abi": "livepatch"}], indirect=True)
+@pytest.mark.parametrize("cumulative", [True, False])
+@pytest.mark.parametrize("order", ["start", "revert"])
+def test_a_dry_run_promises_what_the_live_one_then_does(states, kernel, clock, cumulative, order):
+    kernel.patch("livepatch_1_1_1")
+    if order == "start":
+        kernel.start("livepatch_2_2_1", replace_all=cumulative)
+    else:
+        kernel.revert("livepatch_1_1_1")
+    clock.at(2, kernel.finish)
+
+    states.__opts__["test"] = True
+    promised = states.settled("x")["changes"]
+    states.__opts__["test"] = False
+
+    assert promised == states.settled("x")["changes"]
+
+
 def test_a_dry_run_waits_for_nothing_and_says_who_blocks(states, kernel, clock):
     states.__opts__["test"] = True
     kernel.start("kgraft-patch-2-2_1")
