@@ -808,8 +808,7 @@ class _KGraft:
         different columns. It ends at one page, in the middle of a line.
         """
         path = os.path.join(directory, "state")
-        raw = _read(path)
-        lines = _text(raw[: raw.rfind(b"\n") + 1]).split("\n")[:-1]
+        lines = _text(_read(path)).split("\n")[:-1]
         columns = [column.lower() for column in lines[0].split()] if lines else []
         if "function" not in columns or "state" not in columns:
             raise CommandExecutionError(f"Cannot understand {_text(path)}: its heading is {lines[:1]!r}")

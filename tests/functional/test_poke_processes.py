@@ -297,6 +297,33 @@ def test_without_a_guard_nothing_is_stopped(moving, impatient, herd, monkeypatch
         impatient.poke()
 
 
+EPOLL = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+descriptor = libc.epoll_create1(0)
+print(flush=True)
+libc.epoll_wait(descriptor, ctypes.create_string_buffer(12), 1, -1)
+print(os.strerror(ctypes.get_errno()))
+"""
+SIGWAIT = """
+import signal
+everything = signal.valid_signals()
+signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+print(flush=True)
+print(int(signal.sigwait(everything)))
+"""
+
+
+@pytest.mark.parametrize(("program", "seen"), [(EPOLL, "Interrupted system call"), (SIGWAIT, "18")])
+def test_a_poke_can_be_noticed_as_the_docstring_says(moving, impatient, program, seen):
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        zoo.wait_until(lambda: _letter(process.pid) == "S", "asleep")
+        _flag(moving, process.pid)
+        impatient.poke()
+        assert process.communicate(timeout=30)[0].strip() == seen
+
+
 # A poking process of its own, which is killed with SIGKILL
 
 POKER = """

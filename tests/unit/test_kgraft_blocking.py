@@ -86,6 +86,20 @@ def test_kernels_that_flag_leaders_only_have_no_file_for_threads(make_kernel, kg
     assert held["complete"] is True
 
 
+def test_in_progress_with_an_empty_list_is_normal_and_complete(moving):
+    kernel, kgraft = moving
+    assert kgraft.blocking() == dict(READY, state="in_progress")
+    assert kgraft.summary().endswith("apply 0 blocking")
+
+
+def test_of_a_livepatch_the_leaders_own_file_tells_nothing_about_its_threads(make_kernel, kgraft_on):
+    kernel = make_kernel("livepatch")
+    kernel.start("livepatch_9_2_1")
+    kernel.task(731, threads={732: {"blocking": True}})
+    assert (kernel.root / "proc/731/patch_state").read_text() == "1\n"
+    assert kgraft_on(kernel).blocking()["count"] == 1
+
+
 def test_minus_one_is_no_transition(make_kernel, kgraft_on):
     kernel = make_kernel("livepatch")
     kernel.start("livepatch_9_2_1")

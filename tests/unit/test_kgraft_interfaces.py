@@ -1,6 +1,7 @@
 """What the kernel says, row by row of its files: which interface, which patches, which state."""
 
 import contextlib
+import functools
 import os
 import shutil
 
@@ -25,6 +26,24 @@ def test_a_kernel_with_livepatch_is_found_by_its_directory(make_kernel, kgraft_o
     assert kgraft_on(make_kernel("livepatch")).abi() == "livepatch"
 
 
+@pytest.mark.parametrize(
+    ("abi", "directory", "module", "version"),
+    [
+        ("kgraft", "kgraft-patch-2-2_1", "kgraft_patch_2_2_1", "2-2.1"),  # SLES 12 GA to SP3
+        ("livepatch", "kgraft_patch_2_2_1", "kgraft_patch_2_2_1", "2-2.1"),  # SLES 12 SP4, SP5
+        ("livepatch", "livepatch_9_2_1", "livepatch_9_2_1", "9-2.1"),  # SLES 15, 16
+        ("livepatch", "kpatch_4_18_0_1_2", "kpatch_4_18_0_1_2", None),  # RHEL
+        ("livepatch", "lkp_Ubuntu_5_4_0_1_1_generic_77", "lkp_Ubuntu_5_4_0_1_1_generic_77", None),
+    ],
+)
+def test_names_say_nothing_about_the_interface(make_kernel, kgraft_on, abi, directory, module, version):
+    kernel = make_kernel(abi)
+    kernel.patch(directory)
+    kgraft = kgraft_on(kernel)
+    assert kgraft.abi() == abi
+    assert {name: patch["version"] for name, patch in kgraft.patches().items()} == {module: version}
+
+
 def test_an_empty_livepatch_directory_beside_kgraft_is_kgraft(make_kernel, kgraft_on):
     kernel = make_kernel("both")
     assert kgraft_on(kernel).abi() == "kgraft"
@@ -43,6 +62,29 @@ def test_a_used_livepatch_directory_beside_an_unused_kgraft_is_livepatch(make_ke
     (patch / "transition").write_text("1\n")
     assert kgraft_on(kernel).status()["abi"] == "livepatch"
     assert kgraft_on(kernel).status()["state"] == "in_progress"
+
+
+def test_of_two_used_directories_it_is_kgraft(make_kernel, kgraft_on):
+    kernel = make_kernel("both")
+    kernel.start(PATCH)
+    patch = kernel.root / "sys/kernel/livepatch/livepatch_9_2_1"
+    patch.mkdir()
+    (patch / "enabled").write_text("1\n")
+    assert kgraft_on(kernel).status()["active"] == [MODULE]
+
+
+@pytest.mark.parametrize("name", ["kgraft", "livepatch"])
+def test_an_interface_that_may_not_be_looked_for_is_a_failed_look(kernel, kgraft, monkeypatch, name):
+    stat = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if str(path).endswith("sys/kernel/" + name):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(CommandExecutionError, match=f"{name}: Permission denied"):
+        kgraft.abi()
 
 
 def test_a_kernel_without_live_patching_is_unavailable_and_never_ready(make_kernel, kgraft_on):
@@ -157,9 +199,10 @@ def test_the_owner_link_gives_the_modules_name(kernel, kgraft):
     assert list(kgraft.patches()) == ["another_module"]
 
 
-def test_without_an_owner_link_the_directorys_name_is_folded(kernel, kgraft):
-    kernel.patch("kgraft-patch-3.12-2_1")
-    os.unlink(kernel.root / "sys/kernel/kgraft/kgraft-patch-3.12-2_1/owner")
+@pytest.mark.parametrize("name", ["kgraft-patch-3.12-2_1", "kgraft patch,3:12 2.1"])
+def test_without_an_owner_link_the_directorys_name_is_folded(kernel, kgraft, name):
+    kernel.patch(name)
+    os.unlink(kernel.root / f"sys/kernel/kgraft/{name}/owner")
     assert list(kgraft.patches()) == ["kgraft_patch_3_12_2_1"]
 
 
@@ -228,6 +271,20 @@ def test_a_patch_that_waits_for_modules_is_not_the_one_that_moves_when_another_i
     assert kgraft.patches()["kgraft_patch_1_1"]["state"] == "applied"
 
 
+def test_a_patch_that_waits_for_modules_is_applied_where_no_list_of_modules_was_recorded(kernel, kgraft):
+    kernel.patch(PATCH, functions=[("nfs", "fn", 0, 5)])
+    os.unlink(kernel.root / "proc/modules")
+    assert kgraft.status()["active"] == [MODULE]
+
+
+def test_in_a_transition_the_modules_of_both_patches_are_held(kernel, kgraft):
+    kernel.patch("kgraft-patch-1-1", functions=[("nfs", "fn", 0, 5)])
+    kernel.start(PATCH)
+    assert kgraft.status()["active"] == ["kgraft_patch_1_1", MODULE]
+    kernel.finish()
+    assert kgraft.status()["active"] == [MODULE]
+
+
 def test_in_progress_without_a_function_that_moves_has_no_direction(kernel, kgraft):
     kernel.patch(PATCH, functions=[("nfs", "fn", 0, 5)])
     kernel.in_progress(True)
@@ -264,6 +321,16 @@ def test_refs_and_replace_all_that_a_kernel_does_not_have_are_none(kernel, kgraf
     for name in ("refs", "replace_all"):
         os.unlink(kernel.root / f"sys/kernel/kgraft/{PATCH}/{name}")
     assert kgraft.patches()[MODULE] == {"state": "applied", "version": "2-2.1", "refs": None, "cumulative": None}
+
+
+def test_an_empty_refs_is_a_failed_look_and_not_a_kernel_that_has_none(kernel, kgraft):
+    kernel.patch(PATCH)
+    kernel.write(f"sys/kernel/kgraft/{PATCH}/refs", "")
+    with pytest.raises(CommandExecutionError, match="came and went"):
+        kgraft.patches()
+    with pytest.raises(CommandExecutionError):
+        kgraft.revert(PATCH, i_accept_loss_of_support=True)
+    assert (kernel.root / f"sys/kernel/kgraft/{PATCH}/revert").read_text() == ""
 
 
 def test_a_replaced_patch_stays_as_an_inactive_directory_with_a_stale_refs(kernel, kgraft):
@@ -328,6 +395,24 @@ def test_patches_that_never_stand_still_are_a_failed_look(kernel, kgraft, monkey
     monkeypatch.setattr(os, "open", gone)
     with pytest.raises(CommandExecutionError, match="came and went"):
         kgraft.status()
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "-"), ProcessLookupError(3, "-"), OSError(19, "No such device")]
+)
+def test_a_file_of_sysfs_that_goes_while_it_is_read_is_a_patch_that_is_gone(kernel, kgraft, monkeypatch, error):
+    kernel.patch(PATCH)
+    kernel.patch("kgraft-patch-3-1", "inactive")
+    real_open = os.open
+
+    def vanish(path, *args, **kwargs):
+        if str(path).endswith("kgraft-patch-3-1/state") and "kgraft-patch-3-1" in kernel.patches:
+            kernel.remove("kgraft-patch-3-1")
+            raise error
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", vanish)
+    assert list(kgraft.patches()) == [MODULE]
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
@@ -522,7 +607,7 @@ def test_a_livepatch_that_does_not_say_what_is_patched_has_no_function_states(ma
     assert [function["state"] for function in seen["functions"]] == [None]
 
 
-def test_no_file_that_forces_or_reverts_is_ever_read(make_kernel, kgraft_on, monkeypatch):
+def test_no_file_that_forces_reverts_or_proves_nothing_is_ever_read(make_kernel, kgraft_on, monkeypatch):
     opened, real_open = [], os.open
     monkeypatch.setattr(
         os, "open", lambda path, *rest, **named: opened.append(os.fsdecode(path)) or real_open(path, *rest, **named)
@@ -536,6 +621,7 @@ def test_no_file_that_forces_or_reverts_is_ever_read(make_kernel, kgraft_on, mon
     names = {path.rsplit("/", 1)[-1] for path in opened}
     assert "enabled" in names
     assert not names & {"force", "revert", "signal"}
+    assert not names & {"version", "tainted", "taint"}  # uname -v and the taint prove nothing
 
 
 # Orders
@@ -545,6 +631,42 @@ def test_revert_writes_to_the_patchs_revert(kernel, kgraft):
     kernel.patch(PATCH)
     assert kgraft.revert(PATCH, i_accept_loss_of_support=True) == {"name": MODULE, "state": "applied"}
     assert (kernel.root / f"sys/kernel/kgraft/{PATCH}/revert").read_text()
+
+
+@pytest.mark.parametrize(
+    ("abi", "patch", "name", "error", "words"),
+    [
+        # the oldest kGraft's in_progress is read-only; sysfs then refuses root, too
+        (
+            "kgraft",
+            PATCH,
+            "in_progress",
+            PermissionError(13, "Permission denied"),
+            "cannot be forced, or you are not root",
+        ),
+        (
+            "livepatch",
+            "livepatch_9_2_1",
+            "force",
+            FileNotFoundError(2, "No such file"),
+            "cannot be forced",
+        ),  # before 4.15
+        ("livepatch", "livepatch_9_2_1", "force", OSError(22, "Invalid argument"), "no longer in transition"),
+    ],
+)
+def test_a_kernel_that_cannot_be_forced_says_so(make_kernel, kgraft_on, monkeypatch, abi, patch, name, error, words):
+    kernel = make_kernel(abi)
+    kernel.start(patch)
+    real_open = os.open
+
+    def refuse(path, flags, *rest):
+        if str(path).endswith("/" + name) and flags & os.O_WRONLY:
+            raise error
+        return real_open(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(CommandExecutionError, match=words):
+        kgraft_on(kernel).force(i_accept_loss_of_support=True)
 
 
 def test_revert_of_a_livepatch_writes_0_to_enabled(make_kernel, kgraft_on):
@@ -642,6 +764,14 @@ def test_load_loads_and_looks(kernel, kgraft_on):
     kgraft = kgraft_on(kernel, __salt__=_modprobe(kernel, then=lambda module: kernel.start(PATCH)))
     assert kgraft.load("kgraft-patch-2-2_1") == {"name": MODULE, "state": "applying"}
     assert kgraft.load(MODULE) == {"name": MODULE, "state": "applying"}  # active already: left alone
+
+
+def test_right_after_insmod_a_livepatch_may_be_in_transition_or_through(make_kernel, kgraft_on):
+    for state in ("applying", "applied"):
+        kernel = make_kernel("livepatch")
+        then = functools.partial(kernel.patch, LIVEPATCH, state)
+        kgraft = kgraft_on(kernel, __salt__=_modprobe(kernel, then=lambda module, then=then: then()))
+        assert kgraft.load(LIVEPATCH) == {"name": LIVEPATCH, "state": state}
 
 
 def test_load_takes_an_error_string_for_an_error(kernel, kgraft_on):
