@@ -1400,9 +1400,11 @@ def _refusal(task, rules, lineage):
     if task["pid"] in lineage:
         return "it is this process or an ancestor of it"
     for field, glob in rules:
-        # The kernel keeps 15 bytes of a name, so the rest of a longer pattern cannot be asked for.
+        # The kernel keeps 15 bytes of a name: where it may go on, what a pattern says of the rest is taken for true.
         cut = field == "name" and len(task["name"]) == 15
-        if fnmatch.fnmatchcase(task[field] or "", glob[:15] if cut else glob):
+        if any(
+            fnmatch.fnmatchcase(task[field] or "", glob[:end]) for end in range(1 if cut else len(glob), len(glob) + 1)
+        ):
             return f"protected by {field}:{glob}"
     # A minion that sets its title is named as its interpreter, so the kernel's name does not tell.
     words = " ".join(_cmdline(_path("proc", str(task["pid"])))).split()

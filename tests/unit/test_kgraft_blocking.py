@@ -355,6 +355,13 @@ def test_the_command_line_of_an_uninterruptible_sleeper_is_not_read(moving):
     assert kgraft.blocking()["tasks"][0]["name"] == "a_name_of_15_by"
 
 
+def test_a_walk_that_is_ended_before_it_found_anybody_is_not_complete(moving, monkeypatch):
+    kernel, kgraft = moving
+    clock = iter([0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock, 100))
+    assert kgraft.blocking(budget=1) == dict(READY, state="in_progress", complete=False)
+
+
 # What vanished, what could not be read, what cannot be seen
 
 

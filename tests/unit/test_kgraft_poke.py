@@ -119,6 +119,15 @@ def test_a_name_longer_than_the_kernel_keeps_is_matched_whole(moving, kgraft):
     assert _reasons(kgraft.poke(protect="name:hdbcompileserver")) == {731: "protected by name:hdbcompileserver"}
 
 
+@pytest.mark.parametrize("pattern", ["name:*server", "name:hdb*pile*ver", "name:hdbcompileserver-2"])
+def test_a_name_that_the_kernel_cut_is_protected_by_what_it_may_be(moving, kgraft, pattern):
+    moving.task(731, "hdbcompileserver", blocking=True, cmdline=["python3"])
+    moving.task(732, "hdbdaemon", blocking=True)
+    assert kgraft.blocking()["tasks"][0]["name"] == "hdbcompileserve"
+    reasons = _reasons(kgraft.poke(protect=pattern))
+    assert reasons == {731: f"protected by {pattern}", 732: "this machine has no process 732"}
+
+
 def test_a_tree_that_is_not_this_machines_leads_to_nobody(moving, kgraft):
     gone = 2**22 - 7
     assert not os.path.exists(f"/proc/{gone}")
