@@ -1,8 +1,11 @@
 """The beacon's events as a master hears them, from a minion that is refreshed, restarted and killed."""
 
+import ctypes
 import datetime
 import itertools
+import os
 import random
+import select
 import time
 import uuid
 
@@ -13,6 +16,8 @@ from saltfactories.utils import random_string
 from lab.files import Kernel
 
 EVERY_EVENT = {"transition", "abi", "direction", "patch", "active", "kernelrelease", "boot_id", "id", "_stamp"}
+IN_OPEN = 0x20
+INOTIFY_EVENT = 16  # bytes, for a watched file
 
 
 class Ear:
@@ -53,16 +58,19 @@ class Ear:
 
 
 def after_looks(kernel, count=3, deadline=60):
-    """Return when the beacon has looked ``count`` times more, as the access times of what it reads tell."""
-    boot_id = kernel.root / "proc/sys/kernel/random/boot_id"
-    end = time.monotonic() + deadline
-    for _ in range(count):
-        # a reader moves an access time that is not later than the time of modification
-        kernel.write("proc/sys/kernel/random/boot_id", boot_id.read_text())
-        fresh = boot_id.stat()
-        while boot_id.stat().st_atime_ns == fresh.st_atime_ns:
-            assert time.monotonic() < end, "the beacon does not look"
-            time.sleep(0.05)
+    """Return when the beacon has looked ``count`` times more, as the kernel tells of a file that each look opens."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(0)
+    try:
+        path = os.fsencode(kernel.root / "proc/sys/kernel/random/boot_id")
+        assert watch >= 0 and libc.inotify_add_watch(watch, path, IN_OPEN) >= 0, os.strerror(ctypes.get_errno())
+        end = time.monotonic() + deadline
+        while count > 0:
+            readable, _, _ = select.select([watch], [], [], max(0, end - time.monotonic()))
+            assert readable, "the beacon does not look"
+            count -= len(os.read(watch, 4096)) // INOTIFY_EVENT
+    finally:
+        os.close(watch)
 
 
 @pytest.fixture(scope="module")
