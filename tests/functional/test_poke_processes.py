@@ -249,6 +249,34 @@ def test_a_guard_whose_pipe_a_sibling_holds_ends_with_a_poke_that_fails(moving, 
             os.waitpid(sibling, 0)
 
 
+def test_a_process_that_ends_right_before_the_signal_has_vanished(moving, impatient, herd, monkeypatch):
+    (process,) = herd(single=1)
+    _flag(moving, process.pid)
+    real_kill = os.kill
+
+    def end_first(pid, number):
+        if number == signal.SIGSTOP:
+            _end(process)
+        real_kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", end_first)
+    answer = impatient.poke()
+    assert (answer["poked"], answer["skipped"], answer["vanished"]) == ([], [], [process.pid])
+
+
+def test_a_process_that_may_not_be_signalled_is_skipped(moving, impatient, herd, monkeypatch):
+    (process,) = herd(single=1)
+    _flag(moving, process.pid)
+
+    def refuse(pid, number):
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", refuse)
+        answer = impatient.poke()
+    assert [task["reason"] for task in answer["skipped"]] == ["it may not be signalled: Operation not permitted"]
+
+
 def test_who_crosses_by_itself_on_the_way_is_not_poked(moving, impatient, herd, monkeypatch):
     processes = sorted(herd(single=3), key=lambda process: process.pid)
     for process in processes:
