@@ -1402,9 +1402,8 @@ def _refusal(task, rules, lineage):
     for field, glob in rules:
         # The kernel keeps 15 bytes of a name: where it may go on, what a pattern says of the rest is taken for true.
         cut = field == "name" and len(task["name"]) == 15
-        if any(
-            fnmatch.fnmatchcase(task[field] or "", glob[:end]) for end in range(1 if cut else len(glob), len(glob) + 1)
-        ):
+        globs = [glob[:end] for end in range(1, len(glob) + 1)] if cut else [glob]
+        if any(fnmatch.fnmatchcase(task[field] or "", one) for one in globs):
             return f"protected by {field}:{glob}"
     # A minion that sets its title is named as its interpreter, so the kernel's name does not tell.
     words = " ".join(_cmdline(_path("proc", str(task["pid"])))).split()

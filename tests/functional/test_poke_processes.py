@@ -406,7 +406,8 @@ os.kill = deadly
 
 def _poker(repo, root, trap="", once=False):
     source = textwrap.dedent(POKER).format(root=str(root), trap=trap, once=once)
-    return subprocess.Popen([sys.executable, "-c", source], cwd=repo, stdout=subprocess.PIPE, start_new_session=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", source], cwd=repo, stdin=pipe, stdout=pipe, start_new_session=True)
 
 
 @pytest.mark.parametrize(
@@ -435,6 +436,32 @@ def test_a_poke_killed_leaves_nobody_stopped(moving, herd, repo, trap, reached, 
         zoo.wait_until(lambda: _letter(process.pid) == "S", "continued by the guard")
     if reached:
         assert sum(_switches(process.pid).values()) > before
+
+
+AFTER_THE_DISARMING = f"""
+disarm = kgraft._Guard.disarm
+def deadly(guard):
+    disarm(guard)
+    print(guard.process.pid, flush=True)
+    sys.stdin.readline()
+    {DIE}
+kgraft._Guard.disarm = deadly
+"""
+
+
+def test_a_guard_leaves_alone_what_somebody_else_stops_afterwards(moving, herd, repo):
+    (process,) = herd(single=1)
+    _flag(moving, process.pid)
+    with _poker(repo, moving.root, AFTER_THE_DISARMING, once=True) as poker:
+        assert poker.stdout.readline() == b"poking\n"
+        guard = int(poker.stdout.readline())
+        os.kill(process.pid, signal.SIGSTOP)
+        zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped by somebody else")
+        poker.stdin.write(b"\n")
+        poker.stdin.flush()
+        assert poker.wait(30) == -signal.SIGKILL
+        zoo.wait_until(lambda: not os.path.exists(f"/proc/{guard}") or _letter(guard) == "Z", "the guard has ended")
+        assert _letter(process.pid) == "T"
 
 
 def test_20_pokes_killed_at_random_leave_nobody_stopped(moving, herd, repo):

@@ -460,6 +460,21 @@ def test_a_flag_that_may_not_be_read_makes_the_list_incomplete(moving, monkeypat
         kgraft.in_progress(731)
 
 
+def test_a_threads_flag_that_may_not_be_read_is_not_made_up_for_by_another_threads(moving, monkeypatch):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True, threads={732: {"blocking": True}})
+    real_open = os.open
+
+    def refuse(path, *args, **kwargs):
+        if os.fsdecode(path).endswith(("task/732/kgr_in_progress", "task/732/patch_state")):
+            raise PermissionError(13, "Permission denied")
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    held = kgraft.blocking()
+    assert (held["unread"], held["complete"]) == (1, False)
+
+
 def test_a_living_process_without_a_flag_is_unread(moving):
     kernel, kgraft = moving
     kernel.task(731, blocking=True)
