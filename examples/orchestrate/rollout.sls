@@ -7,7 +7,7 @@
 {% set rollout = {
     'canaries': 'G@role:canary',
     'rest': '*',
-    'sls': 'examples.states.applied',
+    'sls': 'examples.states.kgraft',
     'soak': 3600,
     'batch': '10%',
 } %}
