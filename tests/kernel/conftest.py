@@ -18,7 +18,19 @@ from tests.kernel import debian, image, machine
 from tests.kernel.guest import Guest
 
 # QEMU, busybox for the guest's init, cpio for its initramfs, kmod, a compiler and apt for the modules
-TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "depmod", "mke2fs", "ldconfig", "gcc", "make", "strip", "apt-get", "dpkg-deb")
+TOOLS = (
+    "qemu-system-x86_64",
+    "busybox",
+    "cpio",
+    "depmod",
+    "mke2fs",
+    "ldconfig",
+    "gcc",
+    "make",
+    "strip",
+    "apt-get",
+    "dpkg-deb",
+)
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
 # Words of a kernel that is no longer well. A WARNING of livepatch's own force is expected and named by its test.
@@ -73,7 +85,9 @@ def saved(request, say):
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [tool for tool in TOOLS if not shutil.which(tool, path=path)]
     if missing:
-        pytest.skip(f"a real kernel needs {', '.join(missing)}: apt-get install the packages in requirements/debian.txt")
+        pytest.skip(
+            f"a real kernel needs {', '.join(missing)}: apt-get install the packages in requirements/debian.txt"
+        )
     directory = pathlib.Path(tempfile.mkdtemp(prefix="kgvm"))
     try:
         disk = image.prepare(say)

@@ -5,12 +5,15 @@ Nothing here touches the host's /boot: the packages are downloaded and unpacked 
 built against the headers, and what remains is a kernel, an initramfs and the list of what is in it.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
 import re
 import shutil
 import subprocess
+import time
 from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -22,6 +25,10 @@ MODULES = ("klpt_target", "klpt_core", "klpt_sleepy", "livepatch_1_1_1", "livepa
 DRIVERS = ("virtio_pci", "virtio_blk")
 
 
+# an ordinary user's PATH may lack depmod, mke2fs and ldconfig
+ENVIRONMENT = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "LC_ALL": "C"}
+
+
 class Kernel(NamedTuple):
     series: str
     release: str  # what uname -r says
@@ -29,10 +36,33 @@ class Kernel(NamedTuple):
     initramfs: pathlib.Path
 
 
+@contextlib.contextmanager
+def locked():
+    """Two runs at a time share the cache: one of them builds."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def forget(paths, but):
+    """Remove what nobody has used for a day; a run beside this one may still use what is younger."""
+    os.utime(but)
+    for path in paths:
+        if path.stat().st_mtime < time.time() - 86400:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def run(*command, timeout, **options):
     """Run a step of the preparation; its output is shown when it fails."""
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, **options
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT,
+        timeout=timeout,
+        **options,
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout.decode()}")
@@ -85,9 +115,8 @@ def build_modules(tree, release, into):
     makefile.write_text(makefile.read_text().replace("include /usr/src/", f"include {tree}/usr/src/"))
     shutil.copytree(HERE / "modules", into)
     # the 6.12 headers ship a vmlinux, for which the build would want pahole: no BTF for the modules
-    run(
-        "make", "-s", f"-j{os.cpu_count()}", "-C", headers, f"M={into}", "modules", "CONFIG_DEBUG_INFO_BTF_MODULES=", timeout=120
-    )
+    run("make", "-s", f"-j{os.cpu_count()}", "-C", headers, f"M={into}", "modules", "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        timeout=120)  # fmt: skip
     for name in MODULES:
         run("strip", "--strip-debug", into / f"{name}.ko", timeout=20)
 
@@ -126,11 +155,19 @@ def build_initramfs(tree, release, built, into):
 
 def add_guest(kernel, into):
     """Write the initramfs that is booted: the kernel's, which the cache keeps, and after it the guest's own files."""
-    run("sh", "-c", f"(cat {kernel.initramfs}; ls | cpio --quiet -o -H newc -R 0:0) > {into}", timeout=60, cwd=HERE / "initramfs")
+    command = f"(cat {kernel.initramfs}; ls | cpio --quiet -o -H newc -R 0:0) > {into}"
+    run("sh", "-c", command, timeout=60, cwd=HERE / "initramfs")
 
 
 def prepare(series, say=print):
     """Return the :class:`Kernel` of a series, built if the cache does not have it. Takes 10 to 20 seconds cold."""
+    with locked():
+        kernel = _prepare(series, say)
+        forget(CACHE.glob(f"{series}.*"), kernel.vmlinuz.parent)
+        return kernel
+
+
+def _prepare(series, say):
     image, packages = resolve(series)
     release = image.replace("linux-image-", "", 1)
     place = CACHE / f"{release}-{version(image)}-{sources_hash()}"
@@ -151,8 +188,6 @@ def prepare(series, say=print):
         done.mkdir()
         build_initramfs(scratch / "tree", release, scratch / "modules", done / "initramfs")
         shutil.copy(scratch / "tree/boot" / f"vmlinuz-{release}", done / "vmlinuz")
-        for old in CACHE.glob(f"{series}.*"):
-            shutil.rmtree(old)
         done.rename(place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -130,7 +130,9 @@ class Guest(Machine):
     def kernel_thread(self, function="klpt_kthread_wait"):
         """Start klpt_target's thread, and wait until it is in a function; its pid."""
         self.sh("echo 1 > /sys/module/klpt_target/parameters/kthread")
-        pid = int(self.sh("for p in /proc/[0-9]*; do read c < $p/comm; [ $c = klpt_kthread ] && echo ${p#/proc/}; done; true"))
+        pid = int(
+            self.sh("for p in /proc/[0-9]*; do read c < $p/comm; [ $c = klpt_kthread ] && echo ${p#/proc/}; done; true")
+        )
         self.until(f"grep -q {function} /proc/{pid}/stack", 10)
         return pid
 

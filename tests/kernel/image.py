@@ -18,11 +18,21 @@ import sysconfig
 
 import packaging.requirements
 
-from tests.kernel.debian import CACHE
-from tests.kernel.debian import run
+from tests.kernel.debian import CACHE, forget, locked, run
 
 PROGRAMS = ("/bin/busybox", "/bin/kmod", "/bin/bash")
-STDLIB_LEFT_OUT = ("test", "idlelib", "lib2to3", "ensurepip", "turtledemo", "site-packages", "dist-packages", "__pycache__")
+STDLIB_LEFT_OUT = (
+    "test",
+    "idlelib",
+    "ensurepip",
+    "turtledemo",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "config-*",
+)
+DIRECTORIES = ("usr/bin", "usr/sbin", "usr/lib/modules", "usr/lib64", "etc", "opt", "root")
+MOUNT_POINTS = ("proc", "sys", "dev", "run", "tmp", "var", "srv")
 
 
 def distributions():
@@ -73,7 +83,7 @@ def libraries(files):
 
 
 def fill(root, found):
-    for directory in ("usr/bin", "usr/sbin", "usr/lib/modules", "usr/lib64", "etc", "proc", "sys", "dev", "run", "tmp", "var", "srv", "root"):
+    for directory in DIRECTORIES + MOUNT_POINTS:
         (root / directory).mkdir(parents=True)
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
@@ -81,9 +91,8 @@ def fill(root, found):
     python = pathlib.Path(os.path.realpath(sys.executable))
     stdlib = pathlib.Path(sysconfig.get_path("stdlib"))
     copy(python, place(root, python))
-    (root / "opt").mkdir()
     (root / "opt/python").symlink_to(python)
-    shutil.copytree(stdlib, place(root, stdlib), ignore=shutil.ignore_patterns(*STDLIB_LEFT_OUT, "config-*"))
+    shutil.copytree(stdlib, place(root, stdlib), ignore=shutil.ignore_patterns(*STDLIB_LEFT_OUT))
 
     packages = root / "opt/salt"
     for distribution in found.values():
@@ -98,14 +107,17 @@ def fill(root, found):
     for name in PROGRAMS:
         copy(name, place(root, pathlib.Path(name)))
     copy("/sbin/ldconfig", place(root, "/sbin/ldconfig"))
-    for library in libraries(binaries):
+    loaded = sorted(libraries(binaries))
+    for library in loaded:
         copy(library, place(root, library))
-    run("/sbin/ldconfig", "-r", root, timeout=60)  # ctypes finds libcrypto by its cache
+    # ctypes finds libcrypto by the linker's cache; the guest makes it, since ldconfig -r needs root
+    (root / "etc/ld.so.conf").write_text("".join(f"{path}\n" for path in {pathlib.Path(one).parent for one in loaded}))
+    (root / "etc/ld.so.cache").symlink_to("/run/ld.so.cache")
 
     for name in ("modprobe", "insmod", "rmmod", "lsmod", "modinfo"):
         (root / "usr/sbin" / name).symlink_to("/bin/kmod")
-    for applet in subprocess.run(["/bin/busybox", "--list"], stdout=subprocess.PIPE, timeout=20, check=True).stdout.decode().split():
-        if not any((root / "usr" / where / applet).is_symlink() or (root / "usr" / where / applet).exists() for where in ("bin", "sbin")):
+    for applet in run("/bin/busybox", "--list", timeout=20).split():
+        if not any(os.path.lexists(root / "usr" / where / applet) for where in ("bin", "sbin")):
             (root / "usr/bin" / applet).symlink_to("busybox")
 
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nordinary:x:1000:1000::/:/bin/sh\n")
@@ -126,23 +138,27 @@ def fill(root, found):
 
 def prepare(say=print):
     """Return the path of the image, made if the cache does not have it."""
+    with locked():
+        image = _prepare(say)
+        forget(CACHE.glob("salt-*.ext4"), image)
+        return image
+
+
+def _prepare(say):
     found = distributions()
     image = CACHE / f"salt-{found['salt'].version}-{fingerprint(found)}.ext4"
     if image.exists():
         return image
     say(f"the guest's disk: Salt {found['salt'].version} with {len(found) - 1} dependencies")
-    CACHE.mkdir(parents=True, exist_ok=True)
     scratch = CACHE / f"filling-{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         fill(scratch, found)
-        size = sum(file.lstat().st_size + 4096 for file in scratch.rglob("*"))
+        needed = sum(file.lstat().st_size + 4096 for file in scratch.rglob("*"))
         new = image.with_suffix(".new")
         new.unlink(missing_ok=True)
         run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "root_owner=0:0", "-d", scratch, new,
-            f"{size * 12 // 10 // 2**20}M", timeout=180, env={**os.environ, "PATH": os.environ["PATH"] + ":/sbin:/usr/sbin"})  # fmt: skip
-        for old in CACHE.glob("salt-*.ext4"):
-            old.unlink()
+            f"{needed * 12 // 10 // 2**20}M", timeout=180)  # fmt: skip
         new.rename(image)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -46,7 +46,7 @@ class Machine:
         """
         Start QEMU: a boot, or a saved guest that goes on where it was.
 
-        ``directory`` takes the sockets and the console; its path must be short. ``code`` is the tar for the second disk.
+        ``directory`` takes the sockets and the console; its path must be short. ``code``: the tar for the second disk.
         """
         self.kernel = kernel
         self.console = directory / "console"
@@ -71,9 +71,13 @@ class Machine:
         if saved:
             command += ["-incoming", f"exec:cat {saved}"]
         self.console.touch()
-        self.log = open(directory / "qemu", "wb")
+        self.log = open(directory / "qemu", "wb")  # noqa: SIM115 closed by kill
         self.process = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, preexec_fn=_die_with_parent
+            list(map(str, command)),
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            preexec_fn=_die_with_parent,
         )
 
     # -- life

@@ -3,9 +3,9 @@ Record what real kernels show, step by step, for tests/unit/test_lab_against_rec
 
     .venv/3008/bin/python -m tests.kernel.record [SERIES...]
 
-writes tests/recordings/<series>.json for each kernel of tests.kernel.debian, or those that are named: at each step of a story all files of
-sys/kernel/livepatch, what sys/module says of each patch, and the flags of a few tasks, each with its mode and content
-(None where reading is refused even to root). Tasks go by name, for pids differ from run to run.
+writes tests/recordings/<series>.json for each kernel of tests.kernel.debian, or those that are named: at each step of a
+story all files of sys/kernel/livepatch, what sys/module says of each patch, and the flags of a few tasks, each with its
+mode and content (None where reading is refused even to root). Tasks go by name, for pids differ from run to run.
 """
 
 import json
@@ -105,19 +105,33 @@ def story(guest, say):
     yield "first applied", "the sleeper woke", taken()
     loading = guest.python(SNAPSHOT + LOADING.format(patch=SECOND, sysfs=SYSFS, tasks=tasks))
     guest.settled()
-    if loading["files"].get(f"{SYSFS[1:]}/{SECOND}/enabled", [None, None])[1] == "0\n":  # a matter of a tenth of a second
-        yield "second being loaded", f"modprobe {SECOND}, which replaces both, has not put its functions in place", loading
+    if (
+        loading["files"].get(f"{SYSFS[1:]}/{SECOND}/enabled", [None, None])[1] == "0\n"
+    ):  # a matter of a tenth of a second
+        yield (
+            "second being loaded",
+            f"modprobe {SECOND}, which replaces both, has not put its functions in place",
+            loading,
+        )
     yield "second applied", "its transition is over", taken()
     guest.unload(FIRST)
     guest.unload(CORE)
     guest.disabled(SECOND)
-    yield "second disabled", f"{FIRST} and {CORE} were unloaded; echo 0 > {SECOND}/enabled, and its transition is over", taken()
+    yield (
+        "second disabled",
+        f"{FIRST} and {CORE} were unloaded; echo 0 > {SECOND}/enabled, and its transition is over",
+        taken(),
+    )
     guest.unload(SECOND)
     guest.load(SLEEPY)
     tasks["sleeper"] = guest.sleeper_in("klpt_new_block_read")
     guest.disable(SLEEPY)
     alone(1)
-    yield "sleepy reverting", f"{SECOND} was unloaded; echo 0 > {SLEEPY}/enabled while a task sleeps in its new function", taken()
+    yield (
+        "sleepy reverting",
+        f"{SECOND} was unloaded; echo 0 > {SLEEPY}/enabled while a task sleeps in its new function",
+        taken(),
+    )
     guest.sh(f"echo 1 > {SYSFS}/{SLEEPY}/enabled")
     guest.settled()
     yield "sleepy turned back", f"echo 1 > {SLEEPY}/enabled in mid-air, and the transition is over", taken()

@@ -15,7 +15,10 @@ from tests.kernel.guest import SYSFS
 FIRST, SECOND, CORE, SLEEPY = "livepatch_1_1_1", "livepatch_2_1_1", "klpt_core", "klpt_sleepy"
 STUCK_AFTER = 3
 
-LINE = re.compile(r"livepatch: '(?P<patch>\w+)': (?:(?P<start>starting)|(?P<direction>\w+) complete|starting) ?(?P<of>\w+)?")
+LINE = re.compile(
+    r"livepatch: '(?P<patch>\w+)': (?:(?P<start>starting)|(?P<direction>\w+) complete|starting) ?(?P<of>\w+)?"
+)
+
 
 class Loop:
     def __init__(self, guest):
@@ -42,9 +45,11 @@ class Loop:
                 answer.append({"at": line["at"], "tag": line["tag"].rpartition("/")[2], **line["data"]})
         return answer
 
+
 @pytest.fixture
 def loop(guest):
     return Loop(guest)
+
 
 def transitions(log):
     """``[[patch, direction, seconds at the start, seconds at the end or None if it was reversed]]`` of a kernel log."""
@@ -59,6 +64,7 @@ def transitions(log):
             found[-1][3] = at
     return found
 
+
 def told(events):
     """The same, as the events have it."""
     found = {}
@@ -72,13 +78,15 @@ def told(events):
             one[3] = event["at"]
     return list(found.values())
 
+
 def assert_that_they_agree(events, log):
     real, seen = transitions(log), told(events)
     assert [one[:2] for one in seen] == [one[:2] for one in real], (seen, real)
-    for (_, _, start, end), (patch, _, told_start, told_end) in zip(real, seen):
+    for (_, _, start, end), (patch, _, told_start, told_end) in zip(real, seen, strict=True):
         assert told_end is not None, f"no end of {patch}"
         assert told_start is None or told_start >= start, patch
         assert end is None or told_end >= end, patch
+
 
 def test_every_transition_becomes_events_and_nothing_else_does(guest, loop):
     guest.load(CORE)
@@ -93,11 +101,17 @@ def test_every_transition_becomes_events_and_nothing_else_does(guest, loop):
     events, log = loop.events(), guest.kernel_log()
 
     assert_that_they_agree(events, log)
-    assert [one[:2] for one in transitions(log)] == [[CORE, "apply"], [FIRST, "apply"], [SECOND, "apply"], [SECOND, "revert"]]
+    assert [one[:2] for one in transitions(log)] == [
+        [CORE, "apply"],
+        [FIRST, "apply"],
+        [SECOND, "apply"],
+        [SECOND, "revert"],
+    ]
     assert {event["kernelrelease"] for event in events} == {guest.kernel.release}
     assert {event["boot_id"] for event in events} == {guest.sh("cat /proc/sys/kernel/random/boot_id").strip()}
     last = [event for event in events if event["tag"] == "finished"][-1]
     assert last["active"] == []
+
 
 def test_a_transition_that_is_stuck_is_told_once_with_its_blockers(guest, loop):
     pid = guest.sleeper("killable")
@@ -121,6 +135,7 @@ def test_a_transition_that_is_stuck_is_told_once_with_its_blockers(guest, loop):
     assert finished["seconds"] >= stuck["seconds"]
     assert finished["active"] == [FIRST]
 
+
 def test_a_reversal_ends_one_transition_and_starts_another(guest, loop):
     guest.sleeper("killable")
     guest.insert(SLEEPY)
@@ -138,6 +153,7 @@ def test_a_reversal_ends_one_transition_and_starts_another(guest, loop):
 
     assert_that_they_agree([event for event in events if event["tag"] != "stuck"], log)
     assert [one[1] for one in transitions(log)] == ["apply", "revert", "apply"]
+
 
 def test_a_minion_that_restarts_in_mid_transition_tells_its_end(guest, loop):
     guest.sleeper("killable")

@@ -1,8 +1,8 @@
 """
 Our execution module on a real kernel: what it says before, during and after, and what it does.
 
-Each test has a kernel of its own. The kernel wakes interruptible sleepers every 15 s by itself; where a test must not race
-with that, its sleeper is killable only.
+Each test has a kernel of its own. The kernel wakes interruptible sleepers every 15 s by itself; where a test must not
+race with that, its sleeper is killable only.
 """
 
 import pytest
@@ -416,7 +416,7 @@ def test_loading_what_is_not_installed_is_an_error(guest):
 
 def test_loading_a_disabled_patch_that_is_still_in_memory_is_an_error(guest):
     """
-    modprobe calls a module that is loaded a success, so the kernel must be looked at: the code is there, the patch is not.
+    modprobe calls a module that is loaded a success, so the kernel must be looked at: the code is there, the patch not.
     """
     guest.load(FIRST)
     guest.disabled(FIRST)
@@ -487,11 +487,11 @@ def test_patches_that_vanish_while_they_are_listed(guest):
     assert answer["vanished"] == 200
     assert answer["looks"] >= 50
     assert set(answer["states"]) <= {"applying", "applied", "reverting", "inactive"}
-    assert "applied" in answer["states"]
+    assert answer["states"]["inactive"] >= 20  # refused patches that were caught in sysfs
 
 
 # A child loads patches and takes them away, by the bare system calls: a process for each would take most of the time. A
-# transition takes 6.12 half a second here, so most patches are such as the kernel refuses after it has shown them in sysfs.
+# transition takes 6.12 half a second here, so most are such as the kernel refuses once they have shown in sysfs.
 CHURN = """
 import collections, ctypes, os, time
 libc = ctypes.CDLL(None, use_errno=True)

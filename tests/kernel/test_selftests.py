@@ -1,9 +1,9 @@
 """
 The judge that is not ours: what the kernel's own livepatch selftests expect.
 
-Facts from tools/testing/selftests/livepatch (test-livepatch.sh, test-sysfs.sh, test-callbacks.sh), followed with the modules
-that are here: the same steps, the same values and rights in sysfs, the same lines in the log, in the same order and no
-others. The selftests switch on livepatch's debugging messages, and so do we.
+Facts from tools/testing/selftests/livepatch (test-livepatch.sh, test-sysfs.sh, test-callbacks.sh), followed with the
+modules that are here: the same steps, the same values and rights in sysfs, the same lines in the log, in the same order
+and no others. The selftests switch on livepatch's debugging messages, and so do we.
 """
 
 import pytest

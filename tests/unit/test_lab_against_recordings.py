@@ -1,8 +1,9 @@
 """
 The lab's livepatch files against those of real kernels, file by file: names, modes, contents.
 
-tests/recordings holds what Debian's 6.1 and 6.12 kernels showed at each step of a story (tests/kernel/record.py, which says
-how to record again). The same story is told to ``lab.files.Kernel`` here. Our module is asked about the recordings, too.
+tests/recordings holds what Debian's 6.1 and 6.12 kernels showed at each step of a story (tests/kernel/record.py,
+which says how to record again). The same story is told to ``lab.files.Kernel`` here. Our module is asked about the
+recordings, too.
 """
 
 import json
@@ -14,7 +15,10 @@ import pytest
 
 from lab.files import Kernel
 
-RECORDINGS = {path.stem: json.loads(path.read_text()) for path in sorted(pathlib.Path(__file__).parents[1].glob("recordings/*.json"))}
+RECORDINGS = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted(pathlib.Path(__file__).parents[1].glob("recordings/*.json"))
+}
 STEPS = [(series, step["step"]) for series, recording in RECORDINGS.items() for step in recording["steps"]]
 
 FIRST, SECOND, CORE, SLEEPY = "livepatch_1_1_1", "livepatch_2_1_1", "klpt_core", "klpt_sleepy"
@@ -130,11 +134,7 @@ def test_the_lab_shows_the_files_of_a_real_kernel_at_each_step(tmp_path, series)
             continue
         getattr(story, step["step"].replace(" ", "_"))()
         # what the lab has no use for; what it does with it is no claim of ours
-        recorded = {
-            path: file
-            for path, file in step["files"].items()
-            if not path.endswith(("/initstate", "/taint"))
-        }
+        recorded = {path: file for path, file in step["files"].items() if not path.endswith(("/initstate", "/taint"))}
 
         assert lab_files(kernel, recorded) == recorded, step["step"]
 
@@ -179,7 +179,10 @@ def recorded(tmp_path, series, step):
     for path, (mode, content) in files.items():
         parts = path.split("/")
         if parts[0] == "proc":
-            parts[1:] = [str(PIDS[parts[1]]), *(str(PIDS[parts[1]]) if part == "leader" else part for part in parts[2:])]
+            parts[1:] = [
+                str(PIDS[parts[1]]),
+                *(str(PIDS[parts[1]]) if part == "leader" else part for part in parts[2:]),
+            ]
         place = kernel.root.joinpath(*parts)
         if mode[0] == "d":
             place.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,14 @@ class Agent:
     def state(self, name, arguments):
         """Run one state by Salt's own compiler; state.single would make every loader anew, which takes seconds here."""
         module, _, function = name.partition(".")
-        low = {"state": module, "fun": function, "name": "the kernel", "__id__": "the kernel", "__sls__": "test", "order": 1}
+        low = {
+            "state": module,
+            "fun": function,
+            "name": "the kernel",
+            "__id__": "the kernel",
+            "__sls__": "test",
+            "order": 1,
+        }
         low.update(arguments, __env__="base")
         errors = self.states.verify_data(low)
         return {"result": False, "comment": errors} if errors else self.states.call(low)
@@ -123,7 +130,7 @@ class Agent:
                         file.write(json.dumps({"at": time.monotonic(), **event}, default=str) + "\n")
                     file.write(json.dumps({"at": time.monotonic(), "tag": "looked"}) + "\n")
                     time.sleep(max(0.1, began + interval - time.monotonic()))
-        except BaseException:
+        except BaseException:  # noqa: BLE001 a child that must not go on as its parent
             traceback.print_exc()
         finally:
             os._exit(0)
@@ -141,7 +148,7 @@ class Agent:
                     continue  # the noise of a line that was cut when the machine was saved
                 try:
                     answer = {"answer": getattr(self, request["do"])(**request.get("with", {}))}
-                except Exception:
+                except Exception:  # noqa: BLE001 whatever it is, the host is told
                     answer = {"broken": traceback.format_exc()}
                 reply = json.dumps({"id": request["id"], **answer}, default=str).encode() + b"\n"
                 while reply:
