@@ -190,6 +190,29 @@ def test_a_step_back_is_taken_only_when_allowed(applied, world, arguments, where
     assert applied(allow_downgrade=True, **arguments)["result"] is True
 
 
+def test_an_installed_patch_newer_than_any_offered_is_loaded_by_latest(applied, world):
+    world.active, world.installed = ["9-2.2"], "11-1.1"
+
+    assert applied()["result"] is True
+    assert world.calls == ["refresh", "load 11-1.1", "wait"]
+
+
+def test_the_repositories_are_read_once_however_long_it_takes(applied, world):
+    world.active, world.moving, world.installed = ["1-1.1"], "1-1.1", "1-1.1"
+
+    assert applied(version="2")["result"] is True
+    assert world.calls == ["refresh", "wait", "install 2-2.1", "wait"]
+
+
+def test_settle_false_waits_for_no_end_of_its_own(applied, world):
+    left = applied(settle=False)
+
+    assert left["result"] is True
+    assert left["comment"].startswith("kgraft_patch_10_2_1 is applying and settles without being waited for")
+    assert world.calls == ["refresh", "install 10-2.1"]
+    assert applied(settle=False)["changes"] == applied(settle=False, test=True)["changes"] == {}
+
+
 def test_a_dry_run_refreshes_nothing_and_does_nothing(applied, world):
     world.active, world.installed = ["2-2.1"], "2-2.1"
 
@@ -328,6 +351,11 @@ def test_fixed_cves_need_no_repository(applied, world):
     world.verdicts = {"CVE-1": lambda world: "fixed by kernel"}
 
     assert applied(cves=["CVE-1"])["result"] is True
+    assert world.calls == []
+
+
+def test_the_administrators_word_is_taken_before_anybody_is_asked(applied, world):
+    assert "this is the word of not_affected" in applied(cves=["CVE-1"], not_affected=["4.4.180-*"])["comment"]
     assert world.calls == []
 
 
