@@ -392,6 +392,24 @@ def deadly(pid, number):
         signal.pause()
 os.kill = deadly
 """
+WITH_A_SERVICE_THAT_STOPS = (
+    BETWEEN_STOP_AND_CONT
+    + """
+arm = kgraft._Guard.arm
+def tell(guard, *about):
+    arm(guard, *about)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        kill(guard.process.pid, number)
+kgraft._Guard.arm = tell
+"""
+)
+WITH_ITS_PROCESS_GROUP = """
+def deadly(pid, number):
+    kill(pid, number)
+    if number == signal.SIGSTOP:
+        os.killpg(0, signal.SIGKILL)
+os.kill = deadly
+"""
 BY_A_TERMINAL_THAT_GOES_AWAY = f"""
 def deadly(pid, number):
     kill(pid, number)
@@ -416,12 +434,16 @@ def _poker(repo, root, trap="", once=False):
         (BETWEEN_STOP_AND_CONT, True),
         (BETWEEN_GUARD_AND_STOP, False),
         (WITH_A_SIBLING_THAT_HOLDS_THE_PIPE, True),
+        (WITH_A_SERVICE_THAT_STOPS, True),
+        (WITH_ITS_PROCESS_GROUP, True),
         (BY_A_TERMINAL_THAT_GOES_AWAY, True),
     ],
     ids=[
         "between STOP and CONT",
         "between the guard's start and STOP",
         "with a sibling that holds the pipe",
+        "with a service that stops",
+        "with its process group",
         "with its terminal",
     ],
 )
@@ -462,6 +484,17 @@ def test_a_guard_leaves_alone_what_somebody_else_stops_afterwards(moving, herd, 
         assert poker.wait(30) == -signal.SIGKILL
         zoo.wait_until(lambda: not os.path.exists(f"/proc/{guard}") or _letter(guard) == "Z", "the guard has ended")
         assert _letter(process.pid) == "T"
+
+
+@pytest.mark.parametrize(("later", "letter"), [(0, "S"), (1, "T")])
+def test_a_guard_continues_what_it_was_told_of_and_no_stranger_with_its_pid(kgraft, herd, later, letter):
+    (process,) = herd(single=1)
+    os.kill(process.pid, signal.SIGSTOP)
+    zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped")
+    told = f"{process.pid} {int(_stat(process.pid)[19]) + later}\n".encode()
+    guard = [sys.executable, "-I", "-S", "-c", kgraft.GUARD, str(os.getpid())]
+    assert subprocess.run(guard, input=told, stdout=subprocess.PIPE, timeout=60).stdout == b"ready"
+    zoo.wait_until(lambda: _letter(process.pid) == letter, "continued, or left alone")
 
 
 def test_20_pokes_killed_at_random_leave_nobody_stopped(moving, herd, repo):
