@@ -323,9 +323,9 @@ def poke(pids=None, protect=None, protect_defaults=True, test=False):
     Only processes of kind ``user`` whose flagged threads all sleep are poked.
     Never poked: kernel threads, traced, stopped, uninterruptible and running
     processes, zombies, pid 1, this process and its ancestors, the minion, and
-    the protected. Right before the signal a process must have the same start
-    time under ``kgraft.root`` and in this machine's ``/proc``, so that a reused
-    pid or a recorded tree never leads to a stranger. A guard process continues
+    the protected. Right before the signal a process must still block and
+    have the same start time under ``kgraft.root`` and in this machine's
+    ``/proc``, so that a reused pid or a recorded tree never leads to a stranger. A guard process continues
     what would stay stopped if this one were killed.
 
     Kernels with livepatch, and kGraft's from April 2015 on, wake sleepers

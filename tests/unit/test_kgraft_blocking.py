@@ -355,6 +355,22 @@ def test_the_command_line_of_an_uninterruptible_sleeper_is_not_read(moving):
     assert kgraft.blocking()["tasks"][0]["name"] == "a_name_of_15_by"
 
 
+def test_a_budget_that_ends_among_the_details_cuts_the_list_and_not_the_count(moving, monkeypatch):
+    kernel, kgraft = moving
+    for pid in range(1000, 1010):
+        kernel.task(pid, blocking=True)
+    now, details = [0], kgraft._task
+
+    def slowly(*args):
+        now[0] += 0.4
+        return details(*args)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(kgraft, "_task", slowly)
+    held = kgraft.blocking(budget=1)
+    assert (len(held["tasks"]), held["count"], held["complete"]) == (3, 10, False)
+
+
 def test_a_walk_that_is_ended_before_it_found_anybody_is_not_complete(moving, monkeypatch):
     kernel, kgraft = moving
     clock = iter([0])
