@@ -16,8 +16,11 @@ took=$$((SECONDS - begin)); printf '== %s: %s, %s s\n' '$(1)' "$$([ $$code = 0 ]
 [ -z "$$STAGE_TIMES" ] || printf '%s\t%s\t%s\n' '$(1)' $$code $$took >> "$$STAGE_TIMES"; exit $$code
 endef
 
+# rpm, zypper, PostgreSQL, virtual machines and other users' processes want root; an ordinary user gets it by sudo
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|PYTHON[A-Z]*)='))
+
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
-pytest = export TMPDIR=$$(mktemp -d /tmp/kg.XXXX); trap 'rm -rf "$$TMPDIR"' EXIT; .venv/$(1)/bin/python -m pytest $(2)
+pytest = tmp=$$(mktemp -d /tmp/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
 
 .PHONY: help setup test test-unit test-functional test-integration test-3006 test-kernel demo bench docs lint format clean
 
@@ -81,7 +84,7 @@ test-kernel: .venv/3008/.test .venv/debian  ## real kernels in a VM
 # ---- the rest
 
 demo: .venv/3008/.salt .venv/packaging  ## from a machine without a live patch to a settled one, told as a story
-	$(call step,demo,$(PY) -m lab.demo)
+	$(call step,demo,$(ROOT) $(PY) -m lab.demo)
 
 bench: .venv/3008/.test  ## against the shell way and bare C
 	@$(PY) -m benchmarks
@@ -96,5 +99,5 @@ format: .venv/3008/.dev  ## put the files into ruff's form
 	@$(PY) -m ruff check --fix .; $(PY) -m ruff format .
 
 clean:  ## remove what was installed and built here
-	rm -rf .venv .cache build dist docs/_build .pytest_cache .hypothesis .ruff_cache *.egg-info
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	$(ROOT) rm -rf .venv .cache build dist docs/_build .pytest_cache .hypothesis .ruff_cache *.egg-info
+	$(ROOT) find . -name __pycache__ -prune -exec rm -rf {} +
