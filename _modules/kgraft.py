@@ -1054,11 +1054,13 @@ def _exists(directory):
 
 def _steady(look):
     """Take a look again that was overtaken: a patch vanished while it was read."""
-    for _ in range(LOOKS):
+    for attempt in range(LOOKS):
         try:
             return look()
         except _Gone:
-            continue
+            # A patch being loaded or refused is a directory without files for a moment: on one processor it stays so
+            # until its loader gets to run again.
+            time.sleep(0.005 * attempt)
     raise CommandExecutionError("Live patches came and went during {} looks at {}".format(LOOKS, _path("sys/kernel")))
 
 
