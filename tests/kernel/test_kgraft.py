@@ -543,6 +543,7 @@ while ended == (0, 0):
     broken += [answer for answer in answers if "return" not in answer]
     states.update(patch["state"] for patch in answers[1].get("return", {}).values())
     looks += 1
+    time.sleep(0.03)
     ended = os.waitpid(child, os.WNOHANG)
 answer = {"looks": looks, "broken": broken, "states": states, "vanished": 200 if ended[1] == 0 else "the child failed"}
 """
