@@ -32,7 +32,7 @@ setup: .venv/3008/.dev .venv/3006/.test .venv/debian  ## install all that tests,
 # ---- what is installed, each step once
 
 .venv/base:
-	$(call step,Debian packages to begin with,.ci/debian python3-venv ca-certificates)
+	$(call step,Debian packages to begin with,.ci/debian python3-venv python3-dev gcc libc6-dev ca-certificates)
 	@mkdir -p .venv && touch $@
 
 .venv/debian: requirements/debian.txt .venv/base
