@@ -152,6 +152,24 @@ def test_a_transition_that_ends_in_mid_walk_is_ready(moving, monkeypatch):
     assert kgraft.blocking() == READY
 
 
+@pytest.mark.parametrize("call", ["summary", "wait"])
+def test_an_end_in_mid_walk_is_told_as_an_end(moving, clock, monkeypatch, call):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    listdir, ended = os.listdir, []
+
+    def end(path):
+        if not ended:
+            ended.append(path)
+            kernel.finish()
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", end)
+    answer = kgraft.summary() if call == "summary" else kgraft.wait(timeout=1)
+    assert ended
+    assert answer == 1 or answer.startswith("ready ")
+
+
 @pytest.mark.parametrize(
     ("about", "kind"),
     [
@@ -218,6 +236,14 @@ def test_a_name_that_the_kernel_cut_is_completed_from_its_own_command(moving):
     kernel.task(731, "hdbcompileserver", blocking=True, cmdline=["/usr/sap/hdbcompileserver", "-port"])
     kernel.task(732, "some_other_name_cut", blocking=True, cmdline=["/usr/bin/python3"])
     assert [task["name"] for task in kgraft.blocking()["tasks"]] == ["hdbcompileserver", "some_other_name"]
+
+
+def test_the_user_is_the_effective_one(moving):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    status = kernel.root / "proc/731/status"
+    kernel.write("proc/731/status", status.read_text().replace("Uid:\t0\t0", "Uid:\t0\t54321"))
+    assert kgraft.blocking()["tasks"][0]["user"] == "54321"
 
 
 def test_a_user_without_a_name_is_a_number(moving):
@@ -577,7 +603,7 @@ def clock(monkeypatch):
 
         def sleep(self, seconds):
             self.sleeps.append(seconds)
-            self.now += seconds
+            self.now += max(seconds, 1e-9)  # as a real one: a rest too small for a float must not stand still
 
     clock = Clock()
     clock.sleeps = []
@@ -609,8 +635,8 @@ def test_wait_names_the_tasks_it_waited_for(moving, clock):
     kernel, kgraft = moving
     kernel.task(731, "nfsd", blocking=True, kthread=True)
     with pytest.raises(CommandExecutionError, match=r"nfsd \(731\) kernel") as failure:
-        kgraft.wait(timeout=7)
-    assert sum(clock.sleeps) == pytest.approx(7)
+        kgraft.wait(timeout=7.1)
+    assert sum(clock.sleeps) == pytest.approx(7.1)
     assert failure.value.info == {"timed_out": True, "blocking": kgraft.blocking()}
 
 

@@ -579,6 +579,16 @@ def test_enabled_and_transition_make_the_livepatchs_state(
     assert kgraft.in_progress() is (transition == "1")
 
 
+def test_a_livepatch_that_is_being_loaded_is_not_being_reverted(make_kernel, kgraft_on):
+    kernel = make_kernel("livepatch")
+    kernel.start(LIVEPATCH)
+    kernel.write(f"sys/kernel/livepatch/{LIVEPATCH}/enabled", "0\n")
+    kernel.write(f"sys/module/{LIVEPATCH}/initstate", "coming\n")
+    assert kgraft_on(kernel).status()["direction"] == "apply"
+    kernel.write(f"sys/module/{LIVEPATCH}/initstate", "live\n")
+    assert kgraft_on(kernel).status()["direction"] == "revert"
+
+
 def test_a_replaced_livepatch_vanishes(make_kernel, kgraft_on):
     kernel = make_kernel("livepatch")
     kernel.patch("livepatch_1_2")

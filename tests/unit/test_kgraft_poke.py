@@ -170,6 +170,8 @@ def test_a_minion_that_is_named_as_its_interpreter_is_known_by_its_command_line(
 
 def test_no_pids_at_all_are_nobody(here, kgraft):
     here(os.getppid(), "sleeper")
+    kgraft._lineage = lambda: set()
+    assert len(kgraft.poke(test=True)["poked"]) == 1
     assert kgraft.poke(pids=[], test=True)["poked"] == []
     assert kgraft.poke(pids=[], test=True)["count"] == 1
 
