@@ -232,13 +232,20 @@ def test_an_idle_look_opens_few_files_none_of_a_process_and_starts_nothing(kerne
 # -- the soak
 
 
-def test_five_hundred_transitions_under_refreshes_restarts_and_kills(kernel, loop):
+@pytest.fixture
+def lab(tmp_path):
+    with Lab(tmp_path / "lab", period=0.04, fake_signal=False) as lab:
+        yield lab
+
+
+def test_five_hundred_transitions_under_refreshes_restarts_and_kills(lab, loop):
     """Every transition is heard, under one id; what is heard twice was sent by the first look after a kill."""
     chance = random.Random(20260417)
-    opts = dict(loop.loaders.opts)
+    opts = dict(loop.loaders.opts, **{"kgraft.root": str(lab.root)})
     config = {"kgraft": []}
     process = BeaconProcess(opts, config)
     assert process.look() == []
+    flag = lab.root / "sys/kernel/kgraft/in_progress"
     done, heard, kills = [], [], 0
 
     def look():
@@ -266,23 +273,25 @@ def test_five_hundred_transitions_under_refreshes_restarts_and_kills(kernel, loo
     def payloads(events):
         return [dict(data, tag=tag.rpartition("/")[2]) for tag, data in events]
 
-    active = None
+    active, loaded = None, set()
     for number in range(500):
         if active and chance.random() < 0.3:
-            kernel.revert(active)
+            lab.revert(active)
             done.append(("revert", active, active.replace("-", "_")))
             active = None
         else:
             active = f"kgraft-patch-{number}-2_1"
-            kernel.start(active)
+            lab.load(active)
+            loaded.add(active)
             done.append(("apply", active, active.replace("-", "_")))
         unseen = chance.random() < 0.1
         if not unseen:
             look()
-        kernel.finish()
+        zoo.wait_until(lambda: flag.read_text() == "0\n", "the end of the transition")
         look()
-        for name in [name for name in kernel.patches if name != active]:
-            kernel.remove(name)
+        for name in loaded - {active}:
+            lab.unload(name)
+        loaded &= {active}
     process.end()
 
     ids = []
@@ -300,4 +309,5 @@ def test_five_hundred_transitions_under_refreshes_restarts_and_kills(kernel, loo
     told = [first[(one, "finished")] for one in ids]
     assert [(event["direction"], event["patch"]) for event in told] == [(how, module) for how, _, module in done]
     assert all((one, "started") in first or not first[(one, "finished")]["observed"] for one in ids)
+    assert sum(event["observed"] for event in told) > 100
     assert kills > 20
