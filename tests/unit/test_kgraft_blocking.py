@@ -1,5 +1,6 @@
 """Who holds a transition up: flags, kinds, and what could not be seen."""
 
+import itertools
 import json
 import os
 import pwd
@@ -18,6 +19,30 @@ def moving(request, make_kernel, kgraft_on):
     kernel = make_kernel(request.param)
     kernel.start(PATCH if request.param == "kgraft" else "livepatch_9_2_1")
     return kernel, kgraft_on(kernel)
+
+
+class Clock:
+    """The module's own time: the global one belongs to other threads of the tests, too."""
+
+    def __init__(self, times=None):
+        self.now, self.sleeps, self._times = 100.0, [], times
+
+    def monotonic(self):
+        return self.now if self._times is None else next(self._times)
+
+    def sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now += max(seconds, 1e-9)  # as a real one: a rest too small for a float must not stand still
+
+
+@pytest.fixture
+def clock(request):
+    """A clock that only sleeping moves, for the module of the same test."""
+    kgraft = (
+        request.getfixturevalue("moving")[1] if "moving" in request.fixturenames else request.getfixturevalue("kgraft")
+    )
+    kgraft.time = Clock()
+    return kgraft.time
 
 
 def _flag(kernel, pid, tid, content):
@@ -312,12 +337,11 @@ def test_limit_cuts_the_list_and_not_the_count(moving):
     assert kgraft.summary().endswith("30 blocking: sleep(1000) user, sleep(1001) user, sleep(1002) user, and 27 more")
 
 
-def test_a_walk_that_its_budget_ends_is_not_complete(moving, monkeypatch):
+def test_a_walk_that_its_budget_ends_is_not_complete(moving):
     kernel, kgraft = moving
     for pid in range(1000, 1010):
         kernel.task(pid, blocking=True)
-    clock = iter(range(1000))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock) / 10)
+    kgraft.time = Clock(itertools.count(0, 0.1))
     held = kgraft.blocking(budget=0.5)
     assert held["complete"] is False
     assert held["count"] < 10
@@ -397,10 +421,9 @@ def test_a_budget_that_ends_among_the_details_cuts_the_list_and_not_the_count(mo
     assert (len(held["tasks"]), held["count"], held["complete"]) == (3, 10, False)
 
 
-def test_a_walk_that_is_ended_before_it_found_anybody_is_not_complete(moving, monkeypatch):
+def test_a_walk_that_is_ended_before_it_found_anybody_is_not_complete(moving):
     kernel, kgraft = moving
-    clock = iter([0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock, 100))
+    kgraft.time = Clock(itertools.chain([0], itertools.repeat(100)))
     assert kgraft.blocking(budget=1) == dict(READY, state="in_progress", complete=False)
 
 
@@ -596,22 +619,6 @@ def test_in_progress_of_a_process_that_does_not_exist_is_an_error(moving):
 # wait, with a clock of its own
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    class Clock:
-        now, sleeps = 100.0, []
-
-        def sleep(self, seconds):
-            self.sleeps.append(seconds)
-            self.now += max(seconds, 1e-9)  # as a real one: a rest too small for a float must not stand still
-
-    clock = Clock()
-    clock.sleeps = []
-    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(time, "sleep", clock.sleep)
-    return clock
-
-
 def test_wait_returns_at_once_when_ready(kernel, kgraft, clock):
     assert kgraft.wait() == 0
     assert clock.sleeps == []
@@ -626,7 +633,7 @@ def test_wait_looks_every_fifth_of_a_second_and_tells_how_long_it_took(moving, c
         if len(clock.sleeps) == 10:
             kernel.finish()
 
-    time.sleep = finish_at_the_tenth  # the clock's monkeypatch puts it back
+    clock.sleep = finish_at_the_tenth
     assert kgraft.wait(timeout=30) == pytest.approx(2)
     assert max(clock.sleeps) <= 0.2
 
@@ -658,7 +665,7 @@ def test_a_look_that_fails_while_waiting_is_no_time_out(moving, clock):
         for path in kernel.root.glob("sys/kernel/livepatch/*/enabled"):
             path.write_text("?")
 
-    time.sleep = break_the_look
+    clock.sleep = break_the_look
     with pytest.raises(CommandExecutionError) as failure:
         kgraft.wait()
     assert not failure.value.info

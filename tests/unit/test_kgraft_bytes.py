@@ -1,8 +1,9 @@
 """Any bytes in any file of the kernel: an answer or a CommandExecutionError, and never a wrong "ready"."""
 
 import contextlib
+import time
+from types import SimpleNamespace
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from salt.exceptions import CommandExecutionError
@@ -57,14 +58,15 @@ STATS = st.one_of(
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    """Between two looks that disagree it sleeps for milliseconds, which adds up here."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+def _bound(kernel):
+    kgraft = load_file("_modules/kgraft.py", __opts__={"kgraft.root": str(kernel.root)})
+    # between two looks that disagree it sleeps for milliseconds, which adds up here
+    kgraft.time = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+    return kgraft
 
 
 def _calls(kernel):
-    kgraft = load_file("_modules/kgraft.py", __opts__={"kgraft.root": str(kernel.root)})
+    kgraft = _bound(kernel)
     for call in (
         kgraft.status,
         kgraft.summary,
@@ -134,7 +136,7 @@ def test_bytes_in_a_tasks_flag(make_kernel, raw):
         kernel.write(f"proc/731/{name}", raw)
         kernel.write(f"proc/731/task/731/{name}", raw)
         assert _calls(kernel) == "in_progress"
-        held = load_file("_modules/kgraft.py", __opts__={"kgraft.root": str(kernel.root)}).blocking()
+        held = _bound(kernel).blocking()
         told = held["count"] + held["unread"]
         crossed = {"kgraft": (b"0\n", b""), "livepatch": (b"1\n", b"-1\n", b"")}[abi]
         assert told == (0 if raw in crossed else 1)
