@@ -17,7 +17,7 @@ took=$$((SECONDS - begin)); printf '== %s: %s, %s s\n' '$(1)' "$$([ $$code = 0 ]
 endef
 
 # rpm, zypper, PostgreSQL, virtual machines and other users' processes want root; an ordinary user gets it by sudo
-ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|PYTHON[A-Z]*)='))
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|KERNELS|PYTHON[A-Z]*)='))
 
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d /tmp/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
@@ -78,8 +78,10 @@ test-3006: .venv/3006/.test .venv/debian  ## functional tests and one smoke test
 	$(call step,functional tests on Salt 3006,$(call pytest,3006,tests/functional))
 	$(call step,smoke test on Salt 3006,$(call pytest,3006,tests/integration -m smoke))
 
-test-kernel: .venv/3008/.test .venv/debian  ## real kernels in a VM
-	$(call step,kernel tests,$(call pytest,3008,tests/kernel))
+test-kernel: test-kernel-6.1 test-kernel-6.12  ## real kernels in virtual machines; `make -j2` runs both at a time
+
+test-kernel-%: .venv/3008/.test .venv/debian
+	$(call step,kernel tests on $*,export KERNELS=$*; $(call pytest,3008,tests/kernel))
 
 # ---- the rest
 

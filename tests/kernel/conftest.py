@@ -33,6 +33,9 @@ TOOLS = (
 )
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
+# KERNELS=6.1 runs on that one only, so that make can run both at a time
+KERNELS = tuple(os.environ.get("KERNELS", "").split()) or debian.SERIES
+
 # Words of a kernel that is no longer well. A WARNING of livepatch's own force is expected and named by its test.
 SICK = ("BUG:", "Oops", "general protection", "soft lockup", "Kernel panic", "Call Trace")
 
@@ -79,7 +82,7 @@ def say(request):
     return line
 
 
-@pytest.fixture(scope="session", params=debian.SERIES)
+@pytest.fixture(scope="session", params=KERNELS)
 def saved(request, say):
     """A kernel, booted once with a warm Salt, and saved."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
