@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pwd
+import shutil
 import time
 
 import pytest
@@ -467,6 +468,23 @@ def test_a_process_that_ends_before_its_details_are_read_is_left_out(moving, mon
     monkeypatch.setattr(os, "open", exit_first)
     held = kgraft.blocking()
     assert ([task["pid"] for task in held["tasks"]], held["count"], held["complete"]) == ([732], 1, True)
+
+
+def test_a_thread_that_ends_before_its_details_are_read_does_not_lose_the_process(moving, monkeypatch):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True, threads={732: {"blocking": True}})
+    real_open, gone = os.open, []
+
+    def exit_first(path, *args, **kwargs):
+        if os.fsdecode(path).endswith("proc/731/task/732/stat") and not gone:
+            gone.append(732)
+            shutil.rmtree(kernel.root / "proc/731/task/732")
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", exit_first)
+    held = kgraft.blocking()
+    assert ([task["tids"] for task in held["tasks"]], held["count"], held["complete"]) == ([[731]], 1, True)
+    assert gone
 
 
 def test_esrch_at_read_is_a_vanished_task_and_its_descriptor_is_closed(moving, monkeypatch):
