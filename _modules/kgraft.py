@@ -993,7 +993,11 @@ class _Livepatch:
         crossed = (int(self.target(look)), -1)
         for tid in _directories(directory):
             try:
-                if _number(os.path.join(directory, tid, os.fsdecode(self.flag))) not in crossed:
+                path = os.path.join(directory, tid, os.fsdecode(self.flag))
+                side = _number(path)
+                if side not in (-1, 0, 1):
+                    raise CommandExecutionError(f"Cannot understand {path}: {side} is neither -1, 0 nor 1")
+                if side not in crossed:
                     return True
             except _Gone:
                 if os.path.isdir(os.path.join(directory, tid)):

@@ -525,6 +525,14 @@ def test_a_flag_that_makes_no_sense_is_unread_not_crossed(moving, content):
     assert (held["count"], held["unread"], held["complete"]) == (0, 1, False)
 
 
+def test_a_process_whose_flag_makes_no_sense_is_neither_in_progress_nor_not(moving):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    _flag(kernel, 731, 731, "2\n")
+    with pytest.raises(CommandExecutionError, match="Cannot understand"):
+        kgraft.in_progress(731)
+
+
 def test_a_flag_that_may_not_be_read_makes_the_list_incomplete(moving, monkeypatch):
     kernel, kgraft = moving
     kernel.task(731, blocking=True)
