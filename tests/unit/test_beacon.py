@@ -9,11 +9,12 @@ from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from salt.exceptions import CommandExecutionError
 
 from lab.files import BOOT_ID
+from tests.support.soak import rounds
 
 OTHER_BOOT = "0a0a0a0a-9dad-11d1-80b4-00c04fd430c8"
 
@@ -716,7 +717,8 @@ MEMORY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.soak
+@settings(max_examples=rounds(300))
 @given(JSON | MEMORY)
 def test_no_memory_file_brings_the_beacon_down(kernel, minion, content):
     minion.memory.write_text(json.dumps(content))
