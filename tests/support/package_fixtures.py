@@ -6,6 +6,10 @@ Fixtures over ``tests.support.packages``; a test file says ``pytest_plugins = ["
 ``suse``            the root of the test's ``kernel`` as a SUSE machine that has ``live_patches`` enabled
 """
 
+import fcntl
+import os
+import pickle
+
 import pytest
 
 from tests.support.packages import PackageRepository, SuseRoot, standard_repository
@@ -14,7 +18,17 @@ from tests.support.packages import PackageRepository, SuseRoot, standard_reposit
 @pytest.fixture(scope="session")
 def live_patches(tmp_path_factory):
     """The repository that ``tests.support.packages`` describes. Do not add to it: it is everybody's."""
-    return standard_repository(tmp_path_factory.mktemp("repositories") / "live-patching")
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with open(base / "live-patching.pickle", "a+b") as built:
+        # the first of the processes of pytest -n builds it, the others wait
+        fcntl.flock(built, fcntl.LOCK_EX)
+        built.seek(0)
+        if not built.read(1):
+            pickle.dump(standard_repository(base / "live-patching"), built)
+        built.seek(0)
+        return pickle.load(built)
 
 
 @pytest.fixture
