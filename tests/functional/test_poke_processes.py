@@ -96,7 +96,7 @@ def moving(kernel):
 @pytest.fixture
 def impatient(kgraft, monkeypatch):
     """Files clear no flag, so do not wait for it."""
-    monkeypatch.setattr(kgraft, "_crossed", lambda pids: None)
+    monkeypatch.setattr(kgraft.poking, "await_crossing", lambda root, pids: None)
     return kgraft
 
 
@@ -157,17 +157,18 @@ def test_test_mode_wakes_nobody(moving, impatient, herd):
 def test_a_pid_that_was_reused_since_the_walk_is_not_signalled(moving, impatient, herd, monkeypatch):
     (process,) = herd(single=1)
     _flag(moving, process.pid)
-    read = impatient._threads
+    read = impatient.tasks.threads
 
-    def reuse(pid):
-        threads = read(pid)
+    def reuse(proc, tids=None):
+        threads = read(proc, tids)
         # between the look and the signal the pid goes to another process
-        monkeypatch.setattr(
-            impatient, "_thread", lambda *args: threads[0]._replace(start_time=threads[0].start_time + 1)
-        )
+        if tids is None:
+            monkeypatch.setattr(
+                impatient.tasks, "thread", lambda *args: threads[0]._replace(start_time=threads[0].start_time + 1)
+            )
         return threads
 
-    monkeypatch.setattr(impatient, "_threads", reuse)
+    monkeypatch.setattr(impatient.tasks, "threads", reuse)
     _no_poke(monkeypatch)
     answer = impatient.poke(pids=process.pid)
     assert (answer["poked"], answer["vanished"]) == ([], [process.pid])
@@ -176,15 +177,15 @@ def test_a_pid_that_was_reused_since_the_walk_is_not_signalled(moving, impatient
 def test_a_process_stopped_since_the_walk_is_left_to_who_stopped_it(moving, impatient, herd, monkeypatch):
     (process,) = herd(single=1)
     _flag(moving, process.pid)
-    refusal = impatient._refusal
+    refusal = impatient.poking.refusal
 
-    def stop_after_the_look(task, rules, lineage):
-        reason = refusal(task, rules, lineage)
+    def stop_after_the_look(*about):
+        reason = refusal(*about)
         os.kill(process.pid, signal.SIGSTOP)
         zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped")
         return reason
 
-    monkeypatch.setattr(impatient, "_refusal", stop_after_the_look)
+    monkeypatch.setattr(impatient.poking, "refusal", stop_after_the_look)
     answer = impatient.poke()
     assert answer["skipped"][0]["reason"] == f"thread {process.pid} is stopped"
     assert _letter(process.pid) == "T"
@@ -193,7 +194,7 @@ def test_a_process_stopped_since_the_walk_is_left_to_who_stopped_it(moving, impa
 def test_an_interrupted_poke_continues_what_it_stopped(moving, impatient, herd, monkeypatch):
     (process,) = herd(threaded=1)
     _flag(moving, process.pid)
-    monkeypatch.setattr(impatient, "_all_stopped", lambda pid: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(impatient.poking, "await_stop", lambda pid: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         impatient.poke()
     zoo.wait_until(lambda: _letter(process.pid) == "S", "continued")
@@ -229,15 +230,15 @@ def test_a_guard_whose_pipe_a_sibling_holds_ends_with_a_poke_that_fails(moving, 
     _flag(moving, process.pid)
     siblings = []
 
-    def fork_then_fail(pid):
+    def fork_then_fail(*about):
         sibling = os.fork()  # as a minion that starts a job: it inherits the pipe to the guard
         if not sibling:
             signal.alarm(60)
             signal.pause()
         siblings.append(sibling)
-        raise CommandExecutionError("a look that failed")
+        raise OSError("a look that failed")
 
-    monkeypatch.setattr(impatient, "_threads", fork_then_fail)
+    monkeypatch.setattr(impatient.poking, "stop_and_continue", fork_then_fail)
     began = time.monotonic()
     try:
         with pytest.raises(CommandExecutionError, match="a look that failed"):
@@ -358,7 +359,7 @@ POKER = """
 import os, signal, sys
 from tests.conftest import load_file
 kgraft = load_file("_modules/kgraft.py", __opts__={{"kgraft.root": {root!r}}})
-kgraft._crossed = lambda pids: None
+kgraft.poking.await_crossing = lambda root, pids: None
 kill = os.kill
 {trap}
 print("poking", flush=True)
@@ -376,11 +377,11 @@ def deadly(pid, number):
 os.kill = deadly
 """
 BETWEEN_GUARD_AND_STOP = f"""
-arm = kgraft._Guard.arm
+arm = kgraft.poking.Guard.arm
 def deadly(guard, *about):
     arm(guard, *about)
     {DIE}
-kgraft._Guard.arm = deadly
+kgraft.poking.Guard.arm = deadly
 """
 WITH_A_SIBLING_THAT_HOLDS_THE_PIPE = f"""
 def deadly(pid, number):
@@ -395,12 +396,12 @@ os.kill = deadly
 WITH_A_SERVICE_THAT_STOPS = (
     BETWEEN_STOP_AND_CONT
     + """
-arm = kgraft._Guard.arm
+arm = kgraft.poking.Guard.arm
 def tell(guard, *about):
     arm(guard, *about)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         kill(guard.process.pid, number)
-kgraft._Guard.arm = tell
+kgraft.poking.Guard.arm = tell
 """
 )
 WITH_ITS_PROCESS_GROUP = """
@@ -461,13 +462,13 @@ def test_a_poke_killed_leaves_nobody_stopped(moving, herd, repo, trap, reached, 
 
 
 AFTER_THE_DISARMING = f"""
-disarm = kgraft._Guard.disarm
+disarm = kgraft.poking.Guard.disarm
 def deadly(guard):
     disarm(guard)
     print(guard.process.pid, flush=True)
     sys.stdin.readline()
     {DIE}
-kgraft._Guard.disarm = deadly
+kgraft.poking.Guard.disarm = deadly
 """
 
 
@@ -492,7 +493,7 @@ def test_a_guard_continues_what_it_was_told_of_and_no_stranger_with_its_pid(kgra
     os.kill(process.pid, signal.SIGSTOP)
     zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped")
     told = f"{process.pid} {int(_stat(process.pid)[19]) + later}\n".encode()
-    guard = [sys.executable, "-I", "-S", "-c", kgraft.GUARD, str(os.getpid())]
+    guard = [sys.executable, "-I", "-S", "-c", kgraft.poking.GUARD, str(os.getpid())]
     assert subprocess.run(guard, input=told, stdout=subprocess.PIPE, timeout=60).stdout == b"ready"
     zoo.wait_until(lambda: _letter(process.pid) == letter, "continued, or left alone")
 

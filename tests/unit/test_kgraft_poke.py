@@ -138,7 +138,7 @@ def test_a_tree_that_is_not_this_machines_leads_to_nobody(moving, kgraft):
 def test_a_reused_pid_is_another_process(moving, kgraft):
     pid = os.getppid()
     moving.task(pid, blocking=True, start_time=12345)
-    kgraft._lineage = lambda: set()
+    kgraft.poking.ancestors = lambda: set()
     assert _reasons(kgraft.poke()) == {pid: f"its start time is not that of pid {pid} on this machine: another process"}
 
 
@@ -155,7 +155,7 @@ def test_only_the_named_pids_are_poked(moving, kgraft):
 
 def test_in_test_mode_nothing_is_sent_and_the_same_is_shown(here, kgraft):
     here(os.getppid(), "sleeper")
-    kgraft._lineage = lambda: set()
+    kgraft.poking.ancestors = lambda: set()
     answer = kgraft.poke(test=True)
     assert [task["name"] for task in answer["poked"]] == ["sleeper"]
     assert answer["count"] == 1
@@ -170,7 +170,7 @@ def test_a_minion_that_is_named_as_its_interpreter_is_known_by_its_command_line(
 
 def test_no_pids_at_all_are_nobody(here, kgraft):
     here(os.getppid(), "sleeper")
-    kgraft._lineage = lambda: set()
+    kgraft.poking.ancestors = lambda: set()
     assert len(kgraft.poke(test=True)["poked"]) == 1
     assert kgraft.poke(pids=[], test=True)["poked"] == []
     assert kgraft.poke(pids=[], test=True)["count"] == 1
@@ -185,13 +185,13 @@ def test_a_named_process_whose_flag_cannot_be_read_is_not_said_to_have_crossed(m
 
 def test_a_pid_reused_under_the_root_since_the_walk_is_gone(here, moving, kgraft, monkeypatch):
     here(os.getppid(), "sleeper")
-    refusal = kgraft._refusal
+    refusal = kgraft.poking.refusal
 
-    def reuse(task, rules, lineage):
+    def reuse(root, task, *rest):
         moving.task(os.getppid(), "stranger", blocking=True, start_time=task["start_time"] + 1)
-        return refusal(task, rules, lineage)
+        return refusal(root, task, *rest)
 
-    kgraft._lineage = lambda: set()
-    monkeypatch.setattr(kgraft, "_refusal", reuse)
+    kgraft.poking.ancestors = lambda: set()
+    monkeypatch.setattr(kgraft.poking, "refusal", reuse)
     answer = kgraft.poke(test=True)
     assert (answer["poked"], answer["vanished"]) == ([], [os.getppid()])
