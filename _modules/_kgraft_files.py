@@ -61,7 +61,7 @@ def directories(path):
 def number(path):
     """The integer in a file."""
     raw = read(path)
-    if not re.match(rb"-?[0-9]{1,18}\n?$", raw):
+    if not re.match(rb"-?[0-9]{1,18}\n?\Z", raw):
         raise unclear(path, f"{raw[:40]!r} is no number")
     return int(raw)
 
