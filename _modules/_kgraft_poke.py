@@ -1,10 +1,12 @@
 """
-The poke: SIGSTOP, then SIGCONT, to sleeping processes that block; whom not, and who it is.
+The poke: it moves sleeping tasks across the boundary; whom not, who it is, and what came of it.
 
-``root`` is where the tasks were found, but signals know no root: a process is poked only if it has the same start time
-under ``root`` and in this machine's own ``/proc``.
+``root`` is where the tasks were found, but what is done to a process knows no root: it is done only to one that has the
+same start time under ``root`` and in this machine's own ``/proc``. The act itself is that of a process of its own,
+``_kgraft_poker.py``.
 """
 
+import codecs
 import contextlib
 import fnmatch
 import os
@@ -17,15 +19,49 @@ import typing
 
 if typing.TYPE_CHECKING:
     from . import _kgraft_files as files
+    from . import _kgraft_poker as poker
     from . import _kgraft_tasks as tasks
 
-# Stopping a cluster's own daemons, even for a moment, can fence a node.
-PROTECTED = ("corosync*", "sbd*", "pacemaker*", "crmd", "lrmd", "dlm_controld*", "multipathd*", "iscsid*", "systemd*")
-MINIONS = {"salt-minion", "venv-salt-minion"}  # the second is the Salt Bundle's
-PROTECTED_MINION = tuple(minion + "*" for minion in sorted(MINIONS))
+METHODS = ("trace", "signals")
+
+# Names and units of a cluster's and of storage's daemons: one that stands still for a moment can fence a node.
+PROTECTED = ["corosync*", "sbd*", "pacemaker*", "crmd", "lrmd", "dlm_controld*", "multipathd*", "iscsid*"]
+PROTECTED += ["ocssd*", "cssd*", "ctdbd*", "drbd*"]
+# By signals a whole process stands still, and others can see it.
+PROTECTED_FROM_SIGNALS = ["hdb*", "sapstart*", "systemd*"]
+MINIONS = ["salt-minion*", "venv-salt-minion*"]  # the second is the Salt Bundle's
+
+AT_A_TIME = 500  # threads in one order to the process that pokes
+LOST = "the process that pokes ended before it was done"
+NO_PROCESS = "this machine has no process {}"
+REASONS = {
+    "kernel": "a kernel thread crosses at its own safe places only",
+    "traced": "it is traced by somebody else",
+    "stopped": "it was stopped by somebody else, who must continue it",
+    "uninterruptible": "it sleeps uninterruptibly: nothing reaches it",
+    "zombie": "it has ended: its parent must reap it",
+    "running": "it runs, and clears by itself",
+    "unreachable": "it did not stop within 0.1 s",
+    "other": "its number went to another process",
+    "crossed": "it has crossed meanwhile",
+    "still": "it was moved, and is still in the old code",
+}
+REASONS["ended"] = REASONS["zombie"]
+
+# The program as it was when this room was loaded.
+SOURCE = poker.__loader__.get_source(poker.__name__)
+
+# Numbers of wait4 and waitid, whose third and fourth argument are the options (arch/*/entry/syscalls in the kernel).
+WAITS = {
+    "x86_64": {61: 2, 247: 3},
+    "aarch64": {260: 2, 95: 3},
+    "ppc64le": {114: 2, 272: 3},
+    "s390x": {114: 2, 281: 3},
+}
+CAP_SYS_PTRACE = 19  # include/uapi/linux/capability.h
 
 
-def poke(root, wanted, patterns, test):
+def poke(root, wanted, patterns, defaults, method, test):
     """
     The answer of ``kgraft.poke``; its arguments are checked.
 
@@ -33,6 +69,8 @@ def poke(root, wanted, patterns, test):
         a set of process ids, None for all that block
     patterns
         pairs of a field (``name``, ``unit``, ``user``) and a pattern: whom not
+    defaults
+        whether the lists of names above add to them
     """
     held = tasks.blocking(root, limit=None)
     blocking = held["tasks"]
@@ -40,26 +78,40 @@ def poke(root, wanted, patterns, test):
     if wanted is not None:
         result["skipped"], result["vanished"] = _not_blocking(root, wanted - {task["pid"] for task in blocking})
         blocking = [task for task in blocking if task["pid"] in wanted]
+    if not blocking:
+        return result
+    must_be_possible(method)
     family = ancestors()
-    with contextlib.ExitStack() as stack:
-        guard = None
-        for task in blocking:
+    patterns = patterns + default_patterns(method, defaults)
+    with contextlib.closing(Poker(method)) as process:
+        for task in sorted(blocking, key=lambda task: turn(task, family)):
             try:
-                reason = refusal(root, task, patterns, family) or other_process(root, task)
-                if not reason and not tasks.holds(root, task["pid"]):
-                    reason = "it has crossed meanwhile"
+                reason, left = refusal(root, task, patterns, family, method)
+                moved = [tid for tid in task["tids"] if tid not in left]
                 if not reason and not test:
-                    guard = guard or stack.enter_context(guarded())
-                    reason = stop_and_continue(root, task, guard)
+                    words = process.poke(task["pid"], task["start_time"], moved)
+                    moved = [tid for tid in moved if words[tid] == "moved"]
+                    left.update(_why_not(task["pid"], tid, word) for tid, word in words.items() if word != "moved")
+                    reason = None if moved else next((why for why in left.values() if why), None)
+                    if not (moved or reason):
+                        raise files.missing(task["pid"])
             except FileNotFoundError:
                 result["vanished"].append(task["pid"])
-                continue
-            if reason:
-                result["skipped"].append(dict(task, reason=reason))
+            except ChildProcessError:
+                if not result["poked"]:
+                    raise
+                result["skipped"].append(dict(task, reason=LOST))
+            except (OSError, ValueError) as err:
+                result["skipped"].append(dict(task, reason=files.message(err)))
             else:
-                result["poked"].append(task)
+                left = {str(tid): why for tid, why in left.items() if why}
+                if reason:
+                    result["skipped"].append(dict(task, reason=reason, **({"left": left} if len(left) > 1 else {})))
+                else:
+                    result["poked"].append(dict(task, crossed=moved, left=left))
     if result["poked"] and not test:
-        await_crossing(root, [task["pid"] for task in result["poked"]])
+        _await_crossing(root, [task["pid"] for task in result["poked"]])
+        _tell_who_crossed(root, result["poked"])
         held = tasks.blocking(root, limit=1)
         result["count"], result["complete"] = held["count"], held["complete"]
     return result
@@ -76,8 +128,8 @@ def _not_blocking(root, pids):
     return skipped, vanished
 
 
-def await_crossing(root, pids, timeout=1):
-    """Give the poked a moment to run: the flag clears when they do, not when they are signalled."""
+def _await_crossing(root, pids, timeout=1):
+    """Give the poked a moment to run: the flag clears when they do, or when the kernel next looks."""
     deadline = time.monotonic() + timeout
     while pids and time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError):  # told by the look that follows
@@ -87,187 +139,250 @@ def await_crossing(root, pids, timeout=1):
         pids = pids[1:]
 
 
-# Whom not
+def _tell_who_crossed(root, poked):
+    for task in poked:
+        why = REASONS["still"]
+        try:
+            still = tasks.flagged(root, task["pid"])
+        except FileNotFoundError:
+            still = []
+        except (OSError, ValueError) as err:
+            still, why = task["crossed"], files.message(err)
+        task["left"].update((str(tid), why) for tid in task["crossed"] if tid in still)
+        task["crossed"] = [tid for tid in task["crossed"] if tid not in still]
+
+
+# Whom not, and in which order
+
+
+def must_be_possible(method):
+    """Refuse where a number under /proc need not be the same process for a system call, or tracing is not known."""
+    here = files.required(files.link, "/proc/self")
+    if here != str(os.getpid()):
+        raise OSError(
+            f"Nobody is poked: this is process {os.getpid()}, and /proc/self {here}, of another pid namespace"
+        )
+    machine = os.uname().machine
+    if method == "trace" and machine not in poker.MACHINES:
+        raise OSError(f"Tracing is known on {', '.join(poker.MACHINES)}, not on {machine}; write method='signals'")
+
+
+def default_patterns(method, names):
+    globs = (PROTECTED if names else []) + ([] if method == "trace" else MINIONS)
+    if names and method == "signals":
+        globs = globs + PROTECTED_FROM_SIGNALS
+    return [(field, glob) for glob in globs for field in ("name", "unit")]
 
 
 def ancestors():
-    """This process and its ancestors, in this machine's own /proc."""
-    found, pid = set(), os.getpid()
+    """The ancestors of this process, in this machine's own /proc."""
+    found, pid = [], os.getpid()
     while pid and pid not in found:
-        found.add(pid)
+        found.append(pid)
         try:
             pid = tasks.thread(f"/proc/{pid}").parent
         except FileNotFoundError:
             break
-    return found
+    return found[1:]
 
 
-def refusal(root, task, patterns, family):
-    """Why a task is not poked, or None."""
-    reasons = {
-        "kernel": "a kernel thread crosses at its own safe places only",
-        "traced": "it is traced: its tracer would get the signal",
-        "stopped": "it was stopped by somebody else, who must continue it",
-        "uninterruptible": "it sleeps uninterruptibly: no signal reaches it",
-        "zombie": "it has ended: its parent must reap it",
-    }
-    if task["kind"] in reasons:
-        return reasons[task["kind"]]
-    if task["letter"] != "S":
-        return "it runs, and clears by itself"
-    if task["pid"] == 1:
-        return "pid 1 is never poked"
-    if task["pid"] in family:
-        return "it is this process or an ancestor of it"
+def turn(task, family):
+    """Whose turn it is: on whom all others depend comes last."""
+    systems = any(fnmatch.fnmatchcase(task[field] or "", "systemd*") for field in ("name", "unit"))
+    pid = task["pid"]
+    return (pid == 1, pid in family or pid == os.getpid(), systems, pid)
+
+
+def refusal(root, task, patterns, family, method):
+    """Why a task is not poked, or None; and the reason for each thread that is left alone."""
+    proc = os.path.join(root, "proc", str(task["pid"]))
+    left = {}
+    for thread in tasks.threads(proc, task["tids"]):
+        kind = tasks.kind(thread)
+        if kind != "user" or thread.letter == "R":
+            left[thread.tid] = REASONS[kind if kind != "user" else "running"]
+    # A signal stops all threads, so it is for a process whose threads all sleep.
+    reason = REASONS.get(task["kind"]) or (REASONS["running"] if task["letter"] == "R" else None)
+    if method == "trace" and len(left) < len(task["tids"]):
+        reason = None
+    if method == "signals":
+        reason = reason or _seen_by_others(task["pid"], family)
+    reason = reason or _protected(proc, task, patterns) or other_process(proc, task)
+    if not reason and not tasks.holds(root, task["pid"]):
+        reason = REASONS["crossed"]
+    return reason, left
+
+
+def _protected(proc, task, patterns):
+    name = tasks.thread(proc).name
+    # The kernel keeps 15 bytes of a name: where it may go on, what a pattern says of the rest is taken for true.
+    cut = len(name) >= 15 and task["name"] == files.text(name)
+    start = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode(name)  # without half a letter at its end
     for field, glob in patterns:
-        # The kernel keeps 15 bytes of a name: where it may go on, what a pattern says of the rest is taken for true.
-        cut = field == "name" and len(task["name"]) == 15
-        globs = [glob[:end] for end in range(1, len(glob) + 1)] if cut else [glob]
-        if any(fnmatch.fnmatchcase(task[field] or "", one) for one in globs):
+        if field == "name" and cut:
+            matches = any(fnmatch.fnmatchcase(start, glob[:end]) for end in range(1, len(glob) + 1))
+        else:
+            matches = fnmatch.fnmatchcase(task[field] or "", glob)
+        if matches:
             return f"protected by {field}:{glob}"
-    # A minion that sets its title is named as its interpreter, so the kernel's name does not tell.
-    words = " ".join(tasks.command_line(os.path.join(root, "proc", str(task["pid"])))).split()
-    if {os.path.basename(word) for word in words} & MINIONS:
-        return "it is a minion"
     return None
 
 
-def other_process(root, task):
+def other_process(proc, task):
     """A pid is a process's name only together with its start time, in this machine's own /proc: what else it is."""
-    seen = os.path.join(root, "proc", str(task["pid"]))
-    if tasks.thread(seen).start_time != task["start_time"]:
-        raise files.missing(seen)
+    if tasks.thread(proc).start_time != task["start_time"]:
+        raise files.missing(proc)
     try:
         start_time = tasks.thread("/proc/{}".format(task["pid"])).start_time
     except FileNotFoundError:
-        if files.is_gone(seen):
+        if files.is_gone(proc):
             raise
-        return "this machine has no process {}".format(task["pid"])
+        return NO_PROCESS.format(task["pid"])
     if start_time != task["start_time"]:
         return "its start time is not that of pid {} on this machine: another process".format(task["pid"])
     return None
 
 
-# The signals
-
-
-def stop_and_continue(root, task, guard):
-    """
-    Poke one process; a reason if it could not be. A SIGCONT cancels a stop
-    that has not reached every thread yet (kernel/signal.c, prepare_signal):
-    with many threads, wait until all have stopped, else most never wake.
-    """
-    pid = task["pid"]
-    threads = tasks.threads(f"/proc/{pid}")
-    for thread in threads:
-        kind = tasks.kind(thread)
-        if kind in ("traced", "stopped"):
-            return f"thread {thread.tid} is {kind}"
-    reason = other_process(root, task)
-    if reason:
-        return reason
-    guard.arm(pid, task["start_time"])
+def _seen_by_others(pid, family):
+    """Why a process may not be stopped by a signal for a moment, whatever its name; None if it may."""
+    if pid == 1:
+        return "pid 1 takes no signals"
+    if pid == os.getpid() or pid in family:
+        return "it is this process or an ancestor of it"
     try:
-        os.kill(pid, signal.SIGSTOP)
-        if len(threads) > 1:
-            await_stop(pid)
-    except ProcessLookupError as err:
-        raise files.missing(f"/proc/{pid}") from err
-    except PermissionError as err:
-        return f"it may not be signalled: {err.strerror}"
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGCONT)
-        guard.disarm()
+        parent = tasks.thread(f"/proc/{pid}").parent
+        # Init asks for the ends of its children only.
+        return _notices(parent) if parent > 1 else None
+    except FileNotFoundError:
+        return None  # it is told by its start time
+    except (OSError, ValueError) as err:
+        return f"it cannot be told whether its parent would notice: {files.message(err)}"
+
+
+def _notices(parent):
+    """How a parent can see that a child stops and goes on."""
+    proc = f"/proc/{parent}"
+    who = f"its parent {files.text(tasks.thread(proc).name)}({parent})"
+    status = tasks.status(proc)
+    chld = 1 << (signal.SIGCHLD - 1)
+    if any(int(status[mask], 16) & chld for mask in ("SigBlk", "SigCgt")):
+        return f"{who} catches or blocks SIGCHLD: it may notice"
+    waits = WAITS.get(os.uname().machine, {})
+    for tid in files.directories(f"{proc}/task"):
+        # "running", a kernel without this file, or code that lies low, as in a 32-bit program, whose numbers are others
+        number, *rest = (files.optional(files.word, f"{proc}/task/{tid}/syscall") or "running").split()
+        if not waits or not rest or int(rest[-1], 16) < 1 << 32:
+            return f"it cannot be told whether {who} would notice"
+        options = int(rest[waits[int(number)]], 16) if int(number) in waits else 0
+        if options & (os.WUNTRACED | os.WCONTINUED):
+            return f"{who} waits for stops (WUNTRACED): it would notice"
     return None
 
 
-def await_stop(pid, timeout=0.1):
-    """Wait until every thread of a process has stopped, ``timeout`` seconds at most."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError):
-            if all(thread.letter in "TZX" for thread in tasks.threads(f"/proc/{pid}")):
-                return
-
-
-# Runs on its own, in another session, so that what kills the poking process does not reach it. At most one
-# process is armed at a time. A forked sibling may hold the pipe open: so the parent's end is looked for, too.
-GUARD = """
-import os, select, signal, sys
-for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-parent, armed, waiting = int(sys.argv[1]), b"", b""
-os.write(1, b"ready")
-while True:
-    readable = select.select([0], [], [], 0.1)[0]
-    if readable:
-        chunk = os.read(0, 4096)
-        if not chunk:
-            break
-        *lines, waiting = (waiting + chunk).split(b"\\n")
-        if b"end" in lines:
-            sys.exit()
-        armed = lines[-1] if lines else armed
-    elif os.getppid() != parent:
-        break
-if armed:
-    pid, start_time = armed.split()
-    try:
-        with open("/proc/%d/stat" % int(pid), "rb") as stat:
-            if stat.read().rpartition(b")")[2].split()[19] == start_time:
-                os.kill(int(pid), signal.SIGCONT)
-    except OSError:
-        pass
-"""
-
-
-class Guard:
-    def __init__(self, process):
-        self.process = process
-
-    def _tell(self, line):
-        os.write(self.process.stdin.fileno(), line + b"\n")
-
-    def arm(self, pid, start_time):
+def _why_not(pid, tid, word):
+    """What came of a thread that was not moved, in words; None if it has ended."""
+    if word == "gone":
+        return tid, None
+    if word == "EPERM":
         try:
-            self._tell(f"{pid} {start_time}".encode())
-        except BrokenPipeError as err:
-            raise OSError("The guard of a poke is gone; nothing was stopped") from err
+            return tid, _no_right(f"/proc/{pid}/task/{tid}")
+        except FileNotFoundError:
+            return tid, None
+        except (OSError, ValueError):
+            pass  # then the kernel's own word is all there is
+    return tid, REASONS.get(word, LOST if word == "lost" else f"the kernel refuses: {word}")
 
-    def disarm(self):
+
+def _no_right(thread):
+    tracer = tasks.status(thread)["TracerPid"]
+    if tracer != "0":
+        return f"it is traced by {tracer}"
+    scope = files.optional(files.number, "/proc/sys/kernel/yama/ptrace_scope")
+    if scope == 3:
+        return "Yama forbids all tracing (kernel.yama.ptrace_scope is 3)"
+    if not int(tasks.status("/proc/self")["CapEff"], 16) >> CAP_SYS_PTRACE & 1:
+        return "no right to trace it: CAP_SYS_PTRACE is missing"
+    denied = files.optional(files.word, "/sys/fs/selinux/booleans/deny_ptrace")
+    if denied and denied.startswith("1"):
+        return "SELinux forbids tracing (deny_ptrace)"
+    return "the kernel refuses: EPERM"
+
+
+# The process that does it
+
+
+class Poker:
+    """``_kgraft_poker.py`` at work: started when it is first needed, and again where it had to end."""
+
+    def __init__(self, method):
+        self.method = method
+        self.process = None
+        self.stopped = None  # (pid, start time): who may stand still by our signal
+
+    def poke(self, pid, start_time, tids):
+        """{tid: word}, see ``_kgraft_poker.py``; ``lost`` where the process ended on the way."""
+        words = {}
+        while len(words) < len(tids):
+            todo = tids[len(words) :][:AT_A_TIME]
+            if self.process is None:
+                self._start()
+            self.stopped = (pid, start_time)
+            answer = self._ask("{} {} {}\n".format(pid, start_time, " ".join(map(str, todo))), 2 + 0.2 * len(todo))
+            told = [pair.partition(":")[2] for pair in answer.split()]
+            if answer:
+                self.stopped = None
+            if len(told) < len(todo) or told[-1] in poker.LAST:
+                self.close()
+            words.update(zip(todo, told or ["lost"] * len(todo)))
+        return words
+
+    def _start(self):
+        try:
+            self.process = subprocess.Popen(  # exec, not fork: a minion has threads
+                [sys.executable, "-I", "-S", "-c", SOURCE, self.method, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as err:
+            raise ChildProcessError(f"Cannot start the process that pokes: {err.strerror}") from err
+        if self._ask("", 10) != "ready\n":
+            self.close()
+            raise ChildProcessError("The process that pokes did not start within 10 s")
+
+    def _ask(self, order, timeout):
+        """Its next line; empty if it ended or did not answer in time."""
+        deadline, answer = time.monotonic() + timeout, b""
         with contextlib.suppress(BrokenPipeError):
-            self._tell(b"")
-
-    def end(self):
-        with contextlib.suppress(BrokenPipeError):
-            self._tell(b"end")
-
-
-@contextlib.contextmanager
-def guarded(timeout=10):
-    """A process that continues what is armed if this one dies before it does so itself."""
-    try:
-        process = subprocess.Popen(  # exec, not fork: a minion has threads
-            [sys.executable, "-I", "-S", "-c", GUARD, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,
-        )
-    except OSError as err:
-        raise OSError(f"Cannot start the guard of a poke: {err.strerror}") from err
-    guard = Guard(process)
-    try:
+            self.process.stdin.write(order.encode())
         poll = select.poll()  # select() takes no descriptor above 1023
-        poll.register(process.stdout, select.POLLIN)
-        if not poll.poll(timeout * 1000) or process.stdout.read(5) != b"ready":
-            process.kill()
-            raise OSError(f"The guard of a poke did not start within {timeout} s")
-        yield guard
-    finally:
-        guard.end()
+        poll.register(self.process.stdout, select.POLLIN)
+        while not answer.endswith(b"\n"):
+            if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+                return ""
+            chunk = os.read(self.process.stdout.fileno(), 65536)
+            if not chunk:
+                return ""
+            answer += chunk
+        return answer.decode()
+
+    def close(self):
+        """End it; who it traced is freed by the kernel, who stands still by its signal is continued here."""
+        process, self.process = self.process, None
+        if process is None:
+            return
         process.stdin.close()
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         process.stdout.close()
-        process.wait()
+        if self.stopped and self.method == "signals":
+            pid, start_time = self.stopped
+            with contextlib.suppress(OSError, ValueError):
+                if tasks.thread(f"/proc/{pid}").start_time == start_time:
+                    os.kill(pid, signal.SIGCONT)
+        self.stopped = None

@@ -68,12 +68,21 @@ def blocking(root, cmdline=False, stacks=False, limit=20, budget=None):
 
 def holds(root, pid):
     """Whether one process holds a transition up now; FileNotFoundError if there is no such process."""
+    return any(_flags_of(root, pid))
+
+
+def flagged(root, pid):
+    """The threads of one process that hold a transition up now; FileNotFoundError if there is no such process."""
+    return [tid for tid in _flags_of(root, pid) if tid]
+
+
+def _flags_of(root, pid):
     seen = kernel.available(root)
     if seen.state == "ready":
-        return False
+        return
     proc = os.fsencode(os.path.join(root, "proc")) + b"/"
     try:
-        return any(_threads_waiting(proc, str(pid).encode(), seen))
+        yield from _threads_waiting(proc, str(pid).encode(), seen)
     except FileNotFoundError as err:
         if files.is_gone(proc + str(pid).encode()):
             raise
@@ -246,7 +255,7 @@ def thread(proc, tid=None):
             parent=int(fields[1]),
             kernel=bool(int(fields[6]) & PF_KTHREAD),
             start_time=int(fields[19]),
-            tracer=int(_status(directory)["TracerPid"]),
+            tracer=int(status(directory)["TracerPid"]),
         )
     except (IndexError, KeyError, ValueError) as err:
         raise files.unclear(path, "it is no line of a task") from err
@@ -269,7 +278,7 @@ def command_line(proc):
         return []
 
 
-def _status(directory):
+def status(directory):
     rows = (line.partition(":") for line in files.text(files.read(os.path.join(directory, "status"))).split("\n"))
     return {key: value.strip() for key, _, value in rows}
 
@@ -288,7 +297,7 @@ def _full_name(proc, name):
 
 def _user(proc):
     try:
-        uid = int(_status(proc)["Uid"].split()[1])
+        uid = int(status(proc)["Uid"].split()[1])
     except (KeyError, IndexError, ValueError) as err:
         raise files.unclear(os.path.join(proc, "status"), "it names no user") from err
     try:

@@ -14,7 +14,7 @@ Minion option
     ``kgraft.root``: the directory that holds ``sys/`` and ``proc/`` of the
     kernel to look at, for containers that mount the host's, tests and
     rehearsals. Default: ``/``. It is read from the minion's configuration
-    only. Signals know no root: see :py:func:`poke`.
+    only. A poke knows no root: see :py:func:`poke`.
 """
 
 import errno
@@ -44,7 +44,8 @@ def _room(name, **others):
 files = _room("files")
 kernel = _room("kernel", files=files)
 tasks = _room("tasks", files=files, kernel=kernel)
-poking = _room("poke", files=files, tasks=tasks)
+poker = _room("poker")
+poking = _room("poke", files=files, tasks=tasks, poker=poker)
 
 
 def __virtual__():
@@ -314,22 +315,32 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None):
 
 
 @_with_salts_errors
-def poke(pids=None, protect=None, protect_defaults=True, test=False):
+def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=False):
     """
-    Send SIGSTOP and then SIGCONT to sleeping processes that block, which
-    moves them across the boundary without ending what they sleep in.
+    Move sleeping processes that block across the boundary, without ending
+    what they sleep in.
 
-    Only processes of kind ``user`` whose flagged threads all sleep are poked.
-    Never poked: kernel threads, traced, stopped, uninterruptible and running
-    processes, zombies, pid 1, this process and its ancestors, the minion, and
-    the protected. Right before the signal a process must still block and
-    have the same start time under ``kgraft.root`` and in this machine's
-    ``/proc``, so that a reused pid or a recorded tree never leads to a stranger. A guard process continues
-    what would stay stopped if this one were killed.
+    By *tracing*, the default, thread after thread: each is stopped for about a
+    millisecond and sleeps on (``PTRACE_SEIZE``, ``INTERRUPT``, ``DETACH``). The
+    process's other threads run on, and nobody is told: no parent, no shell,
+    no terminal. Whatever happens to the poke, the kernel lets go.
+
+    By *signals* as ``kgr poke`` does, SIGSTOP then SIGCONT, for where tracing is
+    forbidden: the whole process stands still for a moment. A child is left
+    alone whose parent can notice, for ``su`` and shells with job control then
+    stop for good.
+
+    Only threads that sleep are moved. Never poked: kernel threads, traced,
+    stopped, uninterruptible and running ones, zombies, the protected; by
+    signals also pid 1, this process and its ancestors, and the minion. By
+    tracing those come last, for on kernels that send no signal themselves they
+    are what is left. Right before, a process must still block and have the same
+    start time under ``kgraft.root`` and in this machine's ``/proc``, so that a
+    reused pid or a recorded tree never leads to a stranger.
 
     Kernels with livepatch, and kGraft's from April 2015 on, wake sleepers
-    themselves: there a poke is rarely needed. Programs that take EINTR for an
-    error may notice one (``epoll_wait`` returns it), and a parent gets SIGCHLD.
+    themselves: there a poke only makes it sooner. Programs that take EINTR for
+    an error may notice one (``epoll_wait`` returns it).
 
     pids
         Only these process ids: an integer, a list, or a comma-separated
@@ -340,18 +351,23 @@ def poke(pids=None, protect=None, protect_defaults=True, test=False):
     protect_defaults
         False drops the default list of units and names: ``corosync*``,
         ``sbd*``, ``pacemaker*``, ``crmd``, ``lrmd``, ``dlm_controld*``,
-        ``multipathd*``, ``iscsid*``, ``systemd*``, and the minion's. Stopping a
-        cluster's daemon can fence the node. Default: True
+        ``multipathd*``, ``iscsid*``, ``ocssd*``, ``cssd*``, ``ctdbd*``,
+        ``drbd*``; for signals also ``hdb*``, ``sapstart*`` and ``systemd*``.
+        A cluster's daemon that stands still can fence the node. Default: True
+    method
+        ``trace`` or ``signals``. Default: ``trace``
     test
-        Send nothing and show the same. Default: False
+        Touch nobody and show the same. Default: False
 
-    Returns a dict: ``poked``, tasks as in :py:func:`blocking`; ``skipped``, tasks
-    with a ``reason``; ``vanished``, process ids that ended in between;
-    ``count``, how many processes are still flagged; ``complete``, as in
-    :py:func:`blocking`.
+    Returns a dict: ``poked``, tasks as in :py:func:`blocking`, with ``crossed``,
+    the threads that have crossed, and ``left``, a dict from thread id (a
+    string) to why it has not; ``skipped``, tasks with a ``reason``; ``vanished``,
+    process ids that ended in between; ``count``, how many processes are still
+    flagged; ``complete``, as in :py:func:`blocking`.
 
-    Raises ``CommandExecutionError`` on a kernel without live patching, if it
-    could not be looked at, or if the guard could not be started;
+    Raises ``CommandExecutionError``, having touched nobody, on a kernel without
+    live patching, if it could not be looked at, if ``/proc`` is of another pid
+    namespace, or if the process that pokes could not be started;
     ``SaltInvocationError`` for a bad argument.
 
     CLI Example:
@@ -360,12 +376,14 @@ def poke(pids=None, protect=None, protect_defaults=True, test=False):
 
         salt '*' kgraft.poke test=True
         salt '*' kgraft.poke protect='name:hdb*'
-        salt '*' kgraft.poke pids=731,740
+        salt '*' kgraft.poke pids=731,740 method=signals
     """
     wanted = _pids(pids)
     _boolean("protect_defaults", protect_defaults)
     _boolean("test", test)
-    return poking.poke(_root(), wanted, _patterns(protect, protect_defaults), test)
+    if method not in poking.METHODS:
+        raise _refused("method", method, " or ".join(poking.METHODS))
+    return poking.poke(_root(), wanted, _patterns(protect), protect_defaults, method, test)
 
 
 @_with_salts_errors
@@ -591,7 +609,7 @@ def _pids(value):
     return set(value)
 
 
-def _patterns(protect, defaults):
+def _patterns(protect):
     given = [protect] if isinstance(protect, str) else protect
     if given is not None and not isinstance(given, (list, tuple)):
         raise _refused("protect", protect, "a list of patterns")
@@ -601,9 +619,7 @@ def _patterns(protect, defaults):
         if field not in ("name", "unit", "user") or not glob:
             raise _refused("protect", pattern, "'name:PATTERN', 'unit:PATTERN' or 'user:PATTERN', such as 'name:hdb*'")
         patterns.append((field, glob))
-    # Not part of what protect_defaults drops: the minion that does this.
-    globs = poking.PROTECTED_MINION + (poking.PROTECTED if defaults else ())
-    return patterns + [(field, glob) for glob in globs for field in ("name", "unit")]
+    return patterns
 
 
 def _module(name):
