@@ -7,14 +7,14 @@ A kernel with live patching in user space, over real processes: it is not a kern
         lab.load("kgraft-patch-2-2_1")
 """
 
-import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from lab.client import ask
 
 HERE = Path(__file__).resolve().parent
 
@@ -160,18 +160,8 @@ class Lab:
         """Watch one more process, from the next start on."""
         self._ask("watch", pid=pid)
 
-    def _ask(self, order, **about):
-        here = os.open(self.root, os.O_PATH)  # a socket's path may have 107 bytes, the root more
-        try:
-            with socket.socket(socket.AF_UNIX) as talk:
-                talk.settimeout(30)
-                talk.connect(f"/proc/self/fd/{here}/lab.sock")
-                with talk.makefile("rw") as lines:
-                    lines.write(json.dumps(dict(about, order=order)) + "\n")
-                    lines.flush()
-                    answer = json.loads(lines.readline())
-        finally:
-            os.close(here)
+    def _ask(self, order, **arguments):
+        answer = ask(self.root, order, **arguments)
         if "errno" in answer:
             raise OSError(answer["errno"], answer["error"])
         return answer["answer"]

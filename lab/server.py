@@ -19,10 +19,9 @@ import time
 import uuid
 from pathlib import Path
 
-from lab import files, procfs, rules
+from lab import client, files, procfs, rules
 
 MARKER = ".kgraft-lab"
-SOCKET = "lab.sock"
 LOG = "kernel.log"
 PERIOD = {"kgraft": 2.0, "livepatch": 1.0}
 RELEASE = {"kgraft": "4.4.180-94.100-default", "livepatch": "6.4.0-150600.23.25-default"}
@@ -330,15 +329,12 @@ def serve(root, options):
     """Run a lab in ``root`` until SIGTERM or SIGINT."""
     root = prepare(root)
     server = Server(root, options)
-    here = os.open(root, os.O_PATH)  # a socket's path may have 107 bytes, the root more
-    path = f"/proc/self/fd/{here}/{SOCKET}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    with socket.socket(socket.AF_UNIX) as listening:
+    with socket.socket(socket.AF_UNIX) as listening, client.socket_path(root) as path:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
         listening.bind(path)
         listening.listen(64)
         try:
             server.run(listening)
         finally:
             os.unlink(path)
-            os.close(here)
