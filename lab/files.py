@@ -67,7 +67,7 @@ class Patch:
         return self.state in ("applying", "reverting")
 
     def rows(self):
-        """``(object, name, sympos, state number)`` of each function; told ones are shown as told."""
+        """``(object, name, sympos, state number)`` of each function; given ones are shown as given."""
         if self.functions is None:
             return [("vmlinux", "cmdline_proc_show", 0, FUNCTION_STATE[self.state])]
         return self.functions
@@ -274,7 +274,7 @@ class Kernel:
             self.in_progress(True)
 
     def change(self, name, state):
-        """Move a patch to another state; functions that were told keep 5, the rest follow."""
+        """Move a patch to another state; functions that were given keep 5, the rest follow."""
         patch = self.patches[name]
         patch.state = state
         if patch.functions is not None:

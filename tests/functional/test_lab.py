@@ -18,12 +18,12 @@ PERIOD = 0.2
 
 
 @contextlib.contextmanager
-def running(tmp_path, kinds=(), **told):
+def running(tmp_path, kinds=(), **options):
     """A lab that watches one process of each kind; gives the lab and the processes."""
     with contextlib.ExitStack() as stack:
         animals = [stack.enter_context(zoo.keep(kind)) for kind in kinds]
-        told.setdefault("period", PERIOD)
-        lab = stack.enter_context(Lab(tmp_path / "root", pids=[animal.pid for animal in animals], **told))
+        options.setdefault("period", PERIOD)
+        lab = stack.enter_context(Lab(tmp_path / "root", pids=[animal.pid for animal in animals], **options))
         yield (lab, *animals)
 
 

@@ -1,4 +1,4 @@
-"""The lab's second personality over real processes: upstream livepatch."""
+"""The lab's second interface over real processes: upstream livepatch."""
 
 import contextlib
 import errno
@@ -15,11 +15,11 @@ PERIOD = 0.1
 
 
 @contextlib.contextmanager
-def running(tmp_path, kinds=(), **told):
+def running(tmp_path, kinds=(), **options):
     with contextlib.ExitStack() as stack:
         animals = [stack.enter_context(zoo.keep(kind)) for kind in kinds]
-        told = dict({"period": PERIOD, "pids": [animal.pid for animal in animals]}, **told)
-        yield (stack.enter_context(Lab(tmp_path / "root", "livepatch", **told)), *animals)
+        options = dict({"period": PERIOD, "pids": [animal.pid for animal in animals]}, **options)
+        yield (stack.enter_context(Lab(tmp_path / "root", "livepatch", **options)), *animals)
 
 
 def shown(lab, name):
