@@ -61,8 +61,6 @@ class Lab:
         release=None,
     ):
         self.root = Path(root).resolve()
-        self.abi = abi
-        self.children = []
         self._process = None
         # Its standard input is a pipe from us: however we end, it ends too.
         self._command = [sys.executable, "-m", "lab", str(self.root), "--abi", abi, "--until-eof"]
@@ -92,7 +90,7 @@ class Lab:
         deadline = time.monotonic() + 20
         while True:
             try:
-                self.children = self._ask("about")["children"]
+                self._ask("checks")
             except (FileNotFoundError, ConnectionRefusedError):
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.__exit__()
@@ -117,7 +115,7 @@ class Lab:
     @property
     def checks(self):
         """How often the kernel looked whether the transition that runs can end."""
-        return self._ask("about")["checks"]
+        return self._ask("checks")
 
     @property
     def environ(self):
@@ -127,14 +125,11 @@ class Lab:
     @property
     def log(self):
         """What the kernel said so far, as lines without their time."""
-        return [line.partition("] ")[2] for line in self.kernel_log().splitlines()]
-
-    def kernel_log(self):
-        """What ``dmesg`` would show."""
         try:
-            return (self.root / "kernel.log").read_text(encoding="utf-8")
+            lines = (self.root / "kernel.log").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
-            return ""
+            return []
+        return [line.partition("] ")[2] for line in lines]
 
     def load(self, name, **patch):
         """insmod; ``functions`` and ``replace_all`` as ``files.Kernel.patch`` has them. Refusals are ``OSError``."""

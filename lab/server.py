@@ -161,14 +161,13 @@ class Controls:
 
     def _enabled(self, path, patch):
         content = path.read_bytes()
-        expected = b"1\n" if patch.state in ("applying", "applied") else b"0\n"
+        expected = b"%d\n" % patch.enabled
         if content in (expected, b""):
             return
         if content[:1] in (b"0", b"1") and content[:1] != expected[:1]:
             self._try(path, self.rules.enable, patch.name, content[:1] == b"1")
         if patch.active:
-            now = patch.state in ("applying", "applied")
-            self.kernel.write(path.relative_to(self.kernel.root), f"{int(now)}\n", 0o644)
+            self.kernel.write(path, f"{int(patch.enabled)}\n", 0o644)
 
 
 class Server:
@@ -287,18 +286,14 @@ class Server:
             "revert": self.rules.revert,
             "unload": self.rules.unload,
             "force": self.rules.force,
-            "drop_flags": self.rules.drop_flags,
             "unstick": self.rules.unstick,
             "watch": self._watch,
-            "about": self._about,
+            "checks": lambda: self.rules.checks,
         }
 
     def _watch(self, pid):
         self.processes.watch(pid)
         self.rules.show()
-
-    def _about(self):
-        return {"children": [child.pid for child in self.children], "checks": self.rules.checks}
 
     def _end_children(self):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -316,12 +311,10 @@ class Server:
         """The living processes of our children's sessions."""
         for child in self.children:
             child.poll()
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        abouts = {pid: procfs.stat(pid) for pid in pids}
         return [
             pid
-            for pid, about in abouts.items()
-            if about and about["session"] in self.processes.sessions and about["letter"] not in "ZX"
+            for pid, about in procfs.stats()
+            if about["session"] in self.processes.sessions and about["letter"] not in "ZX"
         ]
 
 

@@ -13,8 +13,6 @@ ONE, TWO = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1"
 class Processes:
     """As ``procfs.Processes``, from a table ``{pid: {tid: [letter, switches]}}``."""
 
-    proc = "/proc"
-
     def __init__(self):
         self.table = {}
 
