@@ -19,6 +19,15 @@ from lab.client import ask
 HERE = Path(__file__).resolve().parent
 
 
+def wait_until(condition, what, timeout=20):
+    """Look every 20 ms; raises TimeoutError after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not in {timeout} s: {what}")
+        time.sleep(0.02)
+
+
 class Lab:
     """
     A running lab, from ``with`` to the end of its block.
