@@ -15,9 +15,10 @@ class Processes:
 
     def __init__(self):
         self.table = {}
+        self.start_times = {}
 
     def watched(self):
-        return dict.fromkeys(self.table, 4242)
+        return {pid: self.start_times.get(pid, 4242) for pid in self.table}
 
     def threads(self, pid):
         return list(self.table.get(pid, {}))
@@ -154,6 +155,20 @@ def test_the_process_is_flagged_while_any_of_its_threads_is(world):
     here.processes.run(731, 732)
     here.later(0.1)
     assert not here.flagged(731)
+
+
+def test_a_zombie_that_is_reaped_is_gone_and_who_gets_its_pid_starts_unflagged(world):
+    here = world()
+    here.task(731, "Z")
+    here.task(732, "Z")
+    here.rules.load(ONE)
+    assert here.flagged(731)
+    assert here.flagged(732)
+    del here.processes.table[731]
+    here.processes.start_times[732] = 4343
+    here.rules.show()
+    assert not (here.kernel.root / "proc/731").exists()
+    assert not here.flagged(732)
 
 
 def test_who_is_gone_holds_nothing_up(world):
@@ -357,17 +372,27 @@ def test_force_is_for_the_patch_in_transition_only(world):
     assert refused(here.rules.force, "livepatch_9_2_1") == errno.EINVAL
 
 
+def write_stat(proc, pid, start_time, flags=0x400000):
+    (proc / str(pid)).mkdir(exist_ok=True)
+    line = f"{pid} (a) b) S 1 {pid} 700 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {start_time} 0 0\n"
+    (proc / str(pid) / "stat").write_text(line)
+
+
 def test_a_pid_that_is_used_again_is_another_process(tmp_path):
     """Named by pid and start time: the next one of this number is not watched."""
-    place = tmp_path / "731"
-    place.mkdir()
-    line = "731 (a) b) S 1 731 700 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 {} 0 0\n"
-    (place / "stat").write_text(line.format(4242))
+    write_stat(tmp_path, 731, 4242)
     processes = procfs.Processes(proc=str(tmp_path))
     processes.watch(731)
     assert processes.watched() == {731: 4242}
-    (place / "stat").write_text(line.format(9999))
+    write_stat(tmp_path, 731, 9999)
     assert processes.watched() == {}
+
+
+def test_of_all_processes_the_kernels_own_are_not_watched(tmp_path):
+    write_stat(tmp_path, 2, 1, flags=procfs.PF_KTHREAD | 0x8040)
+    write_stat(tmp_path, 731, 4242)
+    (tmp_path / "uptime").touch()
+    assert procfs.Processes(proc=str(tmp_path), everything=True).watched() == {731: 4242}
 
 
 def test_a_process_that_is_not_there_cannot_be_watched(tmp_path):
