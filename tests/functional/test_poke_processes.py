@@ -13,7 +13,7 @@ import time
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from lab import Lab, zoo
+from lab import Lab, samples, wait_until
 
 PATCH = "kgraft-patch-2-2_1"
 THREADS = """
@@ -59,7 +59,7 @@ def herd():
             for process in processes[single:]:
                 process.stdout.readline()
             pids = [process.pid for process in processes]
-            zoo.wait_until(lambda: all(_letter(pid) == "S" for pid in pids), "everybody asleep")
+            wait_until(lambda: all(_letter(pid) == "S" for pid in pids), "everybody asleep")
             return processes
 
         yield start
@@ -130,7 +130,7 @@ def test_200_processes_are_woken_with_all_their_threads_and_those_that_end_are_t
     def woken():
         return all(now > before[pid][tid] for pid in living for tid, now in _switches(pid).items())
 
-    zoo.wait_until(woken, "every thread has run")
+    wait_until(woken, "every thread has run")
     assert {_letter(pid) for pid in living} == {"S"}
 
 
@@ -182,7 +182,7 @@ def test_a_process_stopped_since_the_walk_is_left_to_who_stopped_it(moving, impa
     def stop_after_the_look(*about):
         reason = refusal(*about)
         os.kill(process.pid, signal.SIGSTOP)
-        zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped")
+        wait_until(lambda: _letter(process.pid) == "T", "stopped")
         return reason
 
     monkeypatch.setattr(impatient.poking, "refusal", stop_after_the_look)
@@ -197,7 +197,7 @@ def test_an_interrupted_poke_continues_what_it_stopped(moving, impatient, herd, 
     monkeypatch.setattr(impatient.poking, "await_stop", lambda pid: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         impatient.poke()
-    zoo.wait_until(lambda: _letter(process.pid) == "S", "continued")
+    wait_until(lambda: _letter(process.pid) == "S", "continued")
 
 
 def test_the_guard_ends_with_the_poke(moving, impatient, herd, monkeypatch):
@@ -347,7 +347,7 @@ print(int(signal.sigwait(everything)))
 def test_a_poke_can_be_noticed_as_the_docstring_says(moving, impatient, program, seen):
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
-        zoo.wait_until(lambda: _letter(process.pid) == "S", "asleep")
+        wait_until(lambda: _letter(process.pid) == "S", "asleep")
         _flag(moving, process.pid)
         impatient.poke()
         assert process.communicate(timeout=30)[0].strip() == seen
@@ -456,7 +456,7 @@ def test_a_poke_killed_leaves_nobody_stopped(moving, herd, repo, trap, reached, 
     with _poker(repo, moving.root, trap, once=True) as poker:
         assert poker.stdout.readline() == b"poking\n"
         assert poker.wait(30) == -signal.SIGKILL
-        zoo.wait_until(lambda: _letter(process.pid) == "S", "continued by the guard")
+        wait_until(lambda: _letter(process.pid) == "S", "continued by the guard")
     if reached:
         assert sum(_switches(process.pid).values()) > before
 
@@ -479,11 +479,11 @@ def test_a_guard_leaves_alone_what_somebody_else_stops_afterwards(moving, herd, 
         assert poker.stdout.readline() == b"poking\n"
         guard = int(poker.stdout.readline())
         os.kill(process.pid, signal.SIGSTOP)
-        zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped by somebody else")
+        wait_until(lambda: _letter(process.pid) == "T", "stopped by somebody else")
         poker.stdin.write(b"\n")
         poker.stdin.flush()
         assert poker.wait(30) == -signal.SIGKILL
-        zoo.wait_until(lambda: not os.path.exists(f"/proc/{guard}") or _letter(guard) == "Z", "the guard has ended")
+        wait_until(lambda: not os.path.exists(f"/proc/{guard}") or _letter(guard) == "Z", "the guard has ended")
         assert _letter(process.pid) == "T"
 
 
@@ -491,11 +491,11 @@ def test_a_guard_leaves_alone_what_somebody_else_stops_afterwards(moving, herd, 
 def test_a_guard_continues_what_it_was_told_of_and_no_stranger_with_its_pid(kgraft, herd, later, letter):
     (process,) = herd(single=1)
     os.kill(process.pid, signal.SIGSTOP)
-    zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped")
+    wait_until(lambda: _letter(process.pid) == "T", "stopped")
     told = f"{process.pid} {int(_stat(process.pid)[19]) + later}\n".encode()
     guard = [sys.executable, "-I", "-S", "-c", kgraft.poking.GUARD, str(os.getpid())]
     assert subprocess.run(guard, input=told, stdout=subprocess.PIPE, timeout=60).stdout == b"ready"
-    zoo.wait_until(lambda: _letter(process.pid) == letter, "continued, or left alone")
+    wait_until(lambda: _letter(process.pid) == letter, "continued, or left alone")
 
 
 def test_20_pokes_killed_at_random_leave_nobody_stopped(moving, herd, repo):
@@ -511,7 +511,7 @@ def test_20_pokes_killed_at_random_leave_nobody_stopped(moving, herd, repo):
             time.sleep(dice.uniform(0, 0.3))  # where the kill falls is the dice's, not a wait for anything
             poker.kill()
             poker.wait(30)
-            zoo.wait_until(
+            wait_until(
                 lambda: all(_letter(process.pid) == "S" for process in processes), f"nobody stopped (seed {seed})"
             )
 
@@ -522,7 +522,7 @@ def test_20_pokes_killed_at_random_leave_nobody_stopped(moving, herd, repo):
 def test_a_poke_frees_sleepers_and_names_the_rest(kgraft_on, tmp_path):
     with contextlib.ExitStack() as stack:
         animals = {
-            kind: stack.enter_context(zoo.keep(kind))
+            kind: stack.enter_context(samples.process(kind))
             for kind in ("sleep", "threads", "epoll", "stopped", "traced", "zombie")
         }
         lab = stack.enter_context(
@@ -549,4 +549,4 @@ def test_a_poke_frees_sleepers_and_names_the_rest(kgraft_on, tmp_path):
         assert animals["stopped"].letter == "T"
         assert kgraft.in_progress(animals["threads"].pid) is False
         os.kill(animals["stopped"].pid, signal.SIGCONT)
-        zoo.wait_until(lambda: not kgraft.in_progress(animals["stopped"].pid), "the stopped one has crossed")
+        wait_until(lambda: not kgraft.in_progress(animals["stopped"].pid), "the stopped one has crossed")
