@@ -31,17 +31,18 @@ PROTECTED += ["ocssd*", "cssd*", "ctdbd*", "drbd*"]
 PROTECTED_FROM_SIGNALS = ["hdb*", "sapstart*", "systemd*"]
 MINIONS = ["salt-minion*", "venv-salt-minion*"]  # the second is the Salt Bundle's
 
+HERE = "/"  # the root of this machine's own proc/ and sys/
 AT_A_TIME = 500  # threads in one order to the process that pokes
-LOST = "the process that pokes ended before it was done"
 NO_PROCESS = "this machine has no process {}"
 REASONS = {
     "kernel": "a kernel thread crosses at its own safe places only",
-    "traced": "it is traced by somebody else",
+    "traced": "it is traced by process {}",
     "stopped": "it was stopped by somebody else, who must continue it",
     "uninterruptible": "it sleeps uninterruptibly: nothing reaches it",
     "zombie": "it has ended: its parent must reap it",
     "running": "it runs, and clears by itself",
     "unreachable": "it did not stop within 0.1 s",
+    "lost": "the process that pokes ended before it was done",
     "other": "its number went to another process",
     "crossed": "it has crossed meanwhile",
     "still": "it was moved, and is still in the old code",
@@ -87,34 +88,37 @@ def poke(root, wanted, patterns, defaults, method, test):
         for task in sorted(blocking, key=lambda task: turn(task, family)):
             try:
                 reason, left = refusal(root, task, patterns, family, method)
-                moved = [tid for tid in task["tids"] if tid not in left]
+                crossed = [tid for tid in task["tids"] if tid not in left]
                 if not reason and not test:
-                    words = process.poke(task["pid"], task["start_time"], moved)
-                    moved = [tid for tid in moved if words[tid] == "moved"]
-                    left.update(_why_not(task["pid"], tid, word) for tid, word in words.items() if word != "moved")
-                    reason = None if moved else next((why for why in left.values() if why), None)
-                    if not (moved or reason):
-                        raise files.missing(task["pid"])
+                    crossed, reason = _act(process, task, crossed, left)
             except FileNotFoundError:
                 result["vanished"].append(task["pid"])
-            except ChildProcessError:
+                continue
+            except ChildProcessError as err:
                 if not result["poked"]:
                     raise
-                result["skipped"].append(dict(task, reason=LOST))
+                reason, left = files.message(err), {}
             except (OSError, ValueError) as err:
-                result["skipped"].append(dict(task, reason=files.message(err)))
+                reason, left = files.message(err), {}
+            left = {str(tid): why for tid, why in left.items() if why}
+            if not reason:
+                result["poked"].append(dict(task, crossed=crossed, left=left))
             else:
-                left = {str(tid): why for tid, why in left.items() if why}
-                if reason:
-                    result["skipped"].append(dict(task, reason=reason, **({"left": left} if len(left) > 1 else {})))
-                else:
-                    result["poked"].append(dict(task, crossed=moved, left=left))
+                result["skipped"].append(dict(task, reason=reason, **({"left": left} if len(left) > 1 else {})))
     if result["poked"] and not test:
-        _await_crossing(root, [task["pid"] for task in result["poked"]])
-        _tell_who_crossed(root, result["poked"])
-        held = tasks.blocking(root, limit=1)
-        result["count"], result["complete"] = held["count"], held["complete"]
+        _look_again(root, result)
     return result
+
+
+def _act(process, task, tids, left):
+    """The threads that were moved, and why none was; adds to ``left`` why others were not."""
+    words = process.poke(task["pid"], task["start_time"], tids)
+    moved = [tid for tid in tids if words[tid] == "moved"]
+    left.update((tid, _why_not(task["pid"], tid, word)) for tid, word in words.items() if word != "moved")
+    why = next((why for why in left.values() if why), None)
+    if not moved and not why:
+        raise files.missing(_own(task["pid"]))
+    return moved, None if moved else why
 
 
 def _not_blocking(root, pids):
@@ -139,8 +143,10 @@ def _await_crossing(root, pids, timeout=1):
         pids = pids[1:]
 
 
-def _tell_who_crossed(root, poked):
-    for task in poked:
+def _look_again(root, result):
+    """Tell who has really crossed: what was done to a thread proves nothing."""
+    _await_crossing(root, [task["pid"] for task in result["poked"]])
+    for task in result["poked"]:
         why = REASONS["still"]
         try:
             still = tasks.flagged(root, task["pid"])
@@ -150,14 +156,23 @@ def _tell_who_crossed(root, poked):
             still, why = task["crossed"], files.message(err)
         task["left"].update((str(tid), why) for tid in task["crossed"] if tid in still)
         task["crossed"] = [tid for tid in task["crossed"] if tid not in still]
+    try:
+        held = tasks.blocking(root, limit=1)
+    except (OSError, ValueError):
+        held = {"count": None, "complete": False}
+    result["count"], result["complete"] = held["count"], held["complete"]
 
 
 # Whom not, and in which order
 
 
+def _own(*parts):
+    return os.path.join(HERE, "proc", *map(str, parts))
+
+
 def must_be_possible(method):
     """Refuse where a number under /proc need not be the same process for a system call, or tracing is not known."""
-    here = files.required(files.link, "/proc/self")
+    here = files.required(files.link, _own("self"))
     if here != str(os.getpid()):
         raise OSError(
             f"Nobody is poked: this is process {os.getpid()}, and /proc/self {here}, of another pid namespace"
@@ -180,7 +195,7 @@ def ancestors():
     while pid and pid not in found:
         found.append(pid)
         try:
-            pid = tasks.thread(f"/proc/{pid}").parent
+            pid = tasks.thread(_own(pid)).parent
         except FileNotFoundError:
             break
     return found[1:]
@@ -200,11 +215,9 @@ def refusal(root, task, patterns, family, method):
     for thread in tasks.threads(proc, task["tids"]):
         kind = tasks.kind(thread)
         if kind != "user" or thread.letter == "R":
-            left[thread.tid] = REASONS[kind if kind != "user" else "running"]
+            left[thread.tid] = REASONS["running" if kind == "user" else kind].format(thread.tracer)
     # A signal stops all threads, so it is for a process whose threads all sleep.
-    reason = REASONS.get(task["kind"]) or (REASONS["running"] if task["letter"] == "R" else None)
-    if method == "trace" and len(left) < len(task["tids"]):
-        reason = None
+    reason = None if method == "trace" and len(left) < len(task["tids"]) else next(iter(left.values()), None)
     if method == "signals":
         reason = reason or _seen_by_others(task["pid"], family)
     reason = reason or _protected(proc, task, patterns) or other_process(proc, task)
@@ -233,7 +246,7 @@ def other_process(proc, task):
     if tasks.thread(proc).start_time != task["start_time"]:
         raise files.missing(proc)
     try:
-        start_time = tasks.thread("/proc/{}".format(task["pid"])).start_time
+        start_time = tasks.thread(_own(task["pid"])).start_time
     except FileNotFoundError:
         if files.is_gone(proc):
             raise
@@ -250,7 +263,7 @@ def _seen_by_others(pid, family):
     if pid == os.getpid() or pid in family:
         return "it is this process or an ancestor of it"
     try:
-        parent = tasks.thread(f"/proc/{pid}").parent
+        parent = tasks.thread(_own(pid)).parent
         # Init asks for the ends of its children only.
         return _notices(parent) if parent > 1 else None
     except FileNotFoundError:
@@ -261,16 +274,16 @@ def _seen_by_others(pid, family):
 
 def _notices(parent):
     """How a parent can see that a child stops and goes on."""
-    proc = f"/proc/{parent}"
+    proc = _own(parent)
     who = f"its parent {files.text(tasks.thread(proc).name)}({parent})"
     status = tasks.status(proc)
     chld = 1 << (signal.SIGCHLD - 1)
     if any(int(status[mask], 16) & chld for mask in ("SigBlk", "SigCgt")):
         return f"{who} catches or blocks SIGCHLD: it may notice"
     waits = WAITS.get(os.uname().machine, {})
-    for tid in files.directories(f"{proc}/task"):
+    for tid in files.directories(os.path.join(proc, "task")):
         # "running", a kernel without this file, or code that lies low, as in a 32-bit program, whose numbers are others
-        number, *rest = (files.optional(files.word, f"{proc}/task/{tid}/syscall") or "running").split()
+        number, *rest = (files.optional(files.word, os.path.join(proc, "task", tid, "syscall")) or "running").split()
         if not waits or not rest or int(rest[-1], 16) < 1 << 32:
             return f"it cannot be told whether {who} would notice"
         options = int(rest[waits[int(number)]], 16) if int(number) in waits else 0
@@ -280,32 +293,38 @@ def _notices(parent):
 
 
 def _why_not(pid, tid, word):
-    """What came of a thread that was not moved, in words; None if it has ended."""
+    """Why a thread was not moved, in words; None if it has ended."""
     if word == "gone":
-        return tid, None
+        return None
     if word == "EPERM":
         try:
-            return tid, _no_right(f"/proc/{pid}/task/{tid}")
+            return _no_right(_own(pid, "task", tid))
         except FileNotFoundError:
-            return tid, None
+            return None
         except (OSError, ValueError):
             pass  # then the kernel's own word is all there is
-    return tid, REASONS.get(word, LOST if word == "lost" else f"the kernel refuses: {word}")
+    return REASONS.get(word, f"the kernel refuses: {word}")
 
 
 def _no_right(thread):
     tracer = tasks.status(thread)["TracerPid"]
     if tracer != "0":
-        return f"it is traced by {tracer}"
-    scope = files.optional(files.number, "/proc/sys/kernel/yama/ptrace_scope")
-    if scope == 3:
+        return REASONS["traced"].format(tracer)
+    if _setting("proc/sys/kernel/yama/ptrace_scope") == "3":
         return "Yama forbids all tracing (kernel.yama.ptrace_scope is 3)"
-    if not int(tasks.status("/proc/self")["CapEff"], 16) >> CAP_SYS_PTRACE & 1:
+    if not int(tasks.status(_own("self"))["CapEff"], 16) >> CAP_SYS_PTRACE & 1:
         return "no right to trace it: CAP_SYS_PTRACE is missing"
-    denied = files.optional(files.word, "/sys/fs/selinux/booleans/deny_ptrace")
-    if denied and denied.startswith("1"):
+    if _setting("sys/fs/selinux/booleans/deny_ptrace").startswith("1"):
         return "SELinux forbids tracing (deny_ptrace)"
     return "the kernel refuses: EPERM"
+
+
+def _setting(path):
+    """The text in a file of this machine; none where the kernel lacks what it is about."""
+    try:
+        return files.word(os.path.join(HERE, path))
+    except FileNotFoundError:
+        return ""
 
 
 # The process that does it
@@ -317,6 +336,7 @@ class Poker:
     def __init__(self, method):
         self.method = method
         self.process = None
+        self.broken = None  # why it does not start
         self.stopped = None  # (pid, start time): who may stand still by our signal
 
     def poke(self, pid, start_time, tids):
@@ -337,20 +357,24 @@ class Poker:
         return words
 
     def _start(self):
-        try:
-            self.process = subprocess.Popen(  # exec, not fork: a minion has threads
-                [sys.executable, "-I", "-S", "-c", SOURCE, self.method, str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                start_new_session=True,
-            )
-        except OSError as err:
-            raise ChildProcessError(f"Cannot start the process that pokes: {err.strerror}") from err
-        if self._ask("", 10) != "ready\n":
-            self.close()
-            raise ChildProcessError("The process that pokes did not start within 10 s")
+        if not self.broken:
+            try:
+                self.process = subprocess.Popen(  # exec, not fork: a minion has threads
+                    [sys.executable, "-I", "-S", "-c", SOURCE, self.method, str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    bufsize=0,
+                    start_new_session=True,
+                )
+            except OSError as err:
+                self.broken = f"Cannot start the process that pokes: {err.strerror}"
+            else:
+                if self._ask("", 10) == "ready\n":
+                    return
+                self.broken = "The process that pokes did not start within 10 s"
+                self.close()
+        raise ChildProcessError(self.broken)
 
     def _ask(self, order, timeout):
         """Its next line; empty if it ended or did not answer in time."""
@@ -383,6 +407,6 @@ class Poker:
         if self.stopped and self.method == "signals":
             pid, start_time = self.stopped
             with contextlib.suppress(OSError, ValueError):
-                if tasks.thread(f"/proc/{pid}").start_time == start_time:
+                if tasks.thread(_own(pid)).start_time == start_time:
                     os.kill(pid, signal.SIGCONT)
         self.stopped = None

@@ -363,7 +363,8 @@ def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=Fa
     the threads that have crossed, and ``left``, a dict from thread id (a
     string) to why it has not; ``skipped``, tasks with a ``reason``; ``vanished``,
     process ids that ended in between; ``count``, how many processes are still
-    flagged; ``complete``, as in :py:func:`blocking`.
+    flagged, None if the kernel could not be looked at again; ``complete``, as
+    in :py:func:`blocking`.
 
     Raises ``CommandExecutionError``, having touched nobody, on a kernel without
     live patching, if it could not be looked at, if ``/proc`` is of another pid
