@@ -203,7 +203,7 @@ def test_stop_comes_after_a_continue_that_was_allowed_and_before_the_other(sleep
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)) or real_kill(pid, number))
     assert poker.stop_and_continue(process.pid, str(_start_time(process.pid)).encode(), [process.pid]) == ["moved"]
     assert sent == [(process.pid, number) for number in (signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT)]
-    assert letters(process.pid) == {"S"}
+    wait_until(lambda: letters(process.pid) == {"S"}, "asleep again")
 
 
 def test_without_the_right_to_continue_nothing_is_stopped(sleepers, monkeypatch):
