@@ -18,7 +18,7 @@ one alone.
         - require:
           - kgraft: live patches are offered
 
-These states read no kernel file and run no command: they ask ``kgraft.*``, ``kgraft_pkg.*`` and
+These states read no kernel file and run no command: they ask ``kgraft.*``, ``kgraft_pkg.*``, ``kgraft_security.*`` and
 ``kgraft_subscription.*``, and judge.
 """
 
@@ -306,11 +306,12 @@ def _kernel():
 
 def _machine():
     look = _kernel()
-    if "kgraft_pkg.name" not in __salt__:
-        raise CommandExecutionError(
-            "The module kgraft_pkg is not loaded on this minion: live patches as packages need zypper."
-            " kgraft.settled works here."
-        )
+    for function in ("kgraft_pkg.name", "kgraft_security.cves"):
+        if function not in __salt__:
+            raise CommandExecutionError(
+                "The module {} is not loaded on this minion: live patches as packages need zypper."
+                " kgraft.settled works here.".format(function.split(".")[0])
+            )
     if __salt__["kgraft_pkg.transactional"]():
         raise CommandExecutionError(
             "The root file system is read-only here: only transactional-update changes its packages, and a reboot"
@@ -476,7 +477,7 @@ def _task(task):
 
 def _provisions(packages):
     look = _machine()
-    facts = dict(__salt__["kgraft_pkg.base"](packages), repositories=__salt__["kgraft_pkg.offered"]())
+    facts = dict(__salt__["kgraft_pkg.base"](packages), repositories=__salt__["kgraft_pkg.repositories"]())
     return look._replace(facts=facts)
 
 
@@ -484,7 +485,7 @@ def _activate(before, patience, packages, register, refresh, subscription):
     facts = dict(before.facts)
     steps = []
     if not facts["repositories"] and refresh and not __opts__["test"]:
-        facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True, lock_timeout=patience.timeout)
+        facts["repositories"] = __salt__["kgraft_pkg.repositories"](refresh=True, lock_timeout=patience.timeout)
     if not facts["repositories"]:
         if not register:
             raise CommandExecutionError(
@@ -513,7 +514,7 @@ def _register(facts, patience, subscription):
         facts["repositories"] = ["those of {}".format(status["product"])]
         return "{} would be registered.".format(status["product"])
     if not __opts__["test"]:
-        facts["repositories"] = __salt__["kgraft_pkg.offered"](refresh=True, lock_timeout=patience.timeout)
+        facts["repositories"] = __salt__["kgraft_pkg.repositories"](refresh=True, lock_timeout=patience.timeout)
     if not facts["repositories"]:
         raise CommandExecutionError(
             "{} is registered, but no enabled repository offers live patches: is its repository disabled?".format(
@@ -669,7 +670,7 @@ def _available(patience, wish):
 
 
 def _not_offered(look):
-    others = __salt__["kgraft_pkg.elsewhere"]()
+    others = __salt__["kgraft_pkg.other_kernels"]()
     comment = f"No enabled repository offers {look.package}; kgraft.activated sees to that."
     if others:
         comment += " For kernels that do not run now there is {}: reboot into one of them.".format(
@@ -766,7 +767,7 @@ def _caveats(look):
         caveats.append("No package holds it: after a reboot it may be gone.")
     elif running and running != installed:
         caveats.append(f"The package holds {installed}: the next boot may bring that one.")
-    until = __salt__["kgraft_pkg.supported_until"]()
+    until = __salt__["kgraft_security.supported_until"]()
     if until:
         last = datetime.datetime.strptime(until, "%Y-%m-%d").date()
         left = (last - datetime.date.today()).days
@@ -788,16 +789,16 @@ def _apply_cves(before, patience, wish):
     if look.status["state"] == "in_progress" and wish.settle and not __opts__["test"]:
         _wait(look, patience, "Nothing was installed. ")
         look = _machine()
-    answers = __salt__["kgraft_pkg.cves"](*wish.cves)
+    answers = __salt__["kgraft_security.cves"](*wish.cves)
     if _unfixed(answers, wish) and wish.refresh and not __opts__["test"]:
         _available(patience, wish)
-        answers = __salt__["kgraft_pkg.cves"](*wish.cves)
+        answers = __salt__["kgraft_security.cves"](*wish.cves)
     unfixed = _unfixed(answers, wish)
     wanted = _bringing(look, unfixed)
     if wanted:
         comment, promised = _apply_version(look, patience, wish._replace(refresh=False), wanted)
         if not __opts__["test"]:
-            answers = __salt__["kgraft_pkg.cves"](*wish.cves)
+            answers = __salt__["kgraft_security.cves"](*wish.cves)
             unfixed = _unfixed(answers, wish)
     elif look.status["state"] == "in_progress" and wish.settle:
         comment, promised = _would_wait(look, patience), _differences(look.facts, _ended(look))
