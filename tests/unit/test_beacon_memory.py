@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.files import BOOT_ID
-from tests.support.beacon_minion import OTHER_BOOT, Minion, tags
+from tests.support.beacon_minion import OTHER_BOOT, Minion, fail, tags
 
 pytest_plugins = ["tests.support.beacon_fixtures"]
 
@@ -196,6 +196,16 @@ def test_a_memory_that_somebody_deletes_is_written_again(kernel, minion):
 # -- memory files of others
 
 
+def memory(**changes):
+    """The content of a memory file of today's format, but for some of it."""
+    fields = {"format": 1, "kernel": {}, "transition": None, "count": 0, "errors": {}, "outbox": [], **changes}
+    return json.dumps(fields).encode()
+
+
+KERNEL = {"abi": "kgraft", "active": [], "boot_id": BOOT_ID, "kernelrelease": "4.4"}
+RUNNING = {"id": "x", "direction": None, "patch": None, "since": 0, "times": 0, "told": 0}
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -212,6 +222,23 @@ def test_a_memory_that_somebody_deletes_is_written_again(kernel, minion):
         b'{"kernel": {}, "transition": null, "count": true, "errors": {}, "outbox": []}',
         b'{"kernel": {}, "transition": null, "count": 0, "errors": {}, "outbox": [[0, {}]]}',
         b'{"kernel": {"active": []}, "transition": null, "count": 0, "errors": {}, "outbox": []}',
+        memory(format=None),
+        memory(format=2),
+        memory(kernel=None),
+        memory(kernel={"active": []}),
+        memory(kernel={**KERNEL, "active": None}),
+        memory(transition=5),
+        memory(transition=RUNNING, count="many"),
+        memory(kernel=KERNEL, transition={**RUNNING, "since": "now"}),
+        memory(kernel=KERNEL, transition={**RUNNING, "since": float("nan")}),
+        memory(kernel=KERNEL, transition={"id": "x"}),
+        memory(count=None),
+        memory(count=float("inf")),
+        memory(errors=[]),
+        memory(outbox=None),
+        memory(outbox=[[0, {}]]),
+        memory(outbox=[[0, {"tag": 7}]]),
+        memory(outbox=[[0, "tag"]]),
     ],
 )
 def test_a_torn_or_foreign_memory_is_kept_aside_and_told(kernel, minion, content):
@@ -235,6 +262,48 @@ def test_a_directory_in_the_place_of_the_memory_is_kept_aside(minion):
     assert minion.memory.is_file()
 
 
+@pytest.mark.parametrize(
+    ("content", "after"),
+    [
+        (memory(kernel=KERNEL, transition={**RUNNING, "since": -(10**400)}), 120),
+        (memory(kernel=KERNEL, transition={**RUNNING, "times": "once"}), 3600),
+    ],
+)
+def test_a_memory_that_breaks_later_is_kept_aside_then(kernel, minion, content, after):
+    kernel.start("kgraft-patch-2-2_1", functions=[("vmlinux", "cmdline_proc_show", 0, 0)])
+    minion.memory.write_bytes(content)
+    minion.clock.now = 0.0
+    assert minion.look() == []
+
+    assert tags(minion.look(after)) == ["started", "error"]
+    assert (minion.cachedir / f"{minion.memory.name}.aside").exists()
+    assert minion.look() == []
+
+
+def test_a_memory_of_another_format_in_a_process_that_got_a_new_beacon_is_kept_aside(kernel, minion):
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+    minion.module.FORMAT = minion.module.EMPTY["format"] = 2
+
+    assert tags(minion.look()) == ["started", "error"]
+    assert minion.look() == []
+
+
+def test_a_failure_that_the_memory_is_not_to_blame_for_leaves_it_alone(kernel, minion):
+    kernel.start("kgraft-patch-2-2_1")
+    [started] = minion.look()
+    status = minion.calls["kgraft.status"].side_effect
+    minion.calls["kgraft.status"].side_effect = KeyError("a mistake of ours")
+    with pytest.raises(KeyError, match="a mistake of ours"):
+        minion.look()
+    minion.calls["kgraft.status"].side_effect = status
+    kernel.finish()
+
+    [finished] = minion.look()
+
+    assert finished["transition"] == started["transition"]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -242,6 +311,7 @@ JSON = st.recursive(
 )
 MEMORY = st.fixed_dictionaries(
     {
+        "format": st.just(1) | JSON,
         "kernel": JSON
         | st.fixed_dictionaries(
             {
@@ -254,22 +324,29 @@ MEMORY = st.fixed_dictionaries(
         "transition": st.fixed_dictionaries(dict.fromkeys(("id", "direction", "patch", "since", "times", "told"), JSON))
         | JSON,
         "count": st.integers() | JSON,
-        "errors": st.dictionaries(st.text(), JSON) | JSON,
-        "outbox": st.lists(st.tuples(st.floats(), st.fixed_dictionaries({"tag": JSON}))) | JSON,
+        "errors": st.dictionaries(st.sampled_from(["look", "blocking", "memory"]), JSON) | JSON,
+        "outbox": st.lists(st.tuples(st.floats(), st.fixed_dictionaries({"tag": st.text() | JSON}))) | JSON,
     }
 )
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(JSON | MEMORY)
+@given(st.binary() | (JSON | MEMORY).map(lambda content: json.dumps(content).encode()))
 def test_no_memory_file_brings_the_beacon_down(kernel, minion, content):
-    minion.memory.write_text(json.dumps(content))
-    kernel.start("kgraft-patch-2-2_1")
+    minion.memory.write_bytes(content)
     minion.restart()
+    status = minion.calls["kgraft.status"].side_effect
 
-    for event in minion.look() + minion.look():
-        assert isinstance(event["tag"], str)
-    json.loads(minion.memory.read_text())
+    kernel.start("kgraft-patch-2-2_1")
+    events = minion.look() + minion.look(after=120)
+    fail(minion.calls["kgraft.status"], "cannot read sysfs")
+    events += minion.look()
+    minion.calls["kgraft.status"].side_effect = status
+    kernel.finish()
+    events += minion.look()
+
+    assert all(isinstance(event["tag"], str) for event in events)
+    assert json.loads(minion.memory.read_text())["format"] == 1
 
 
 # -- a full disk
@@ -337,6 +414,16 @@ def test_what_happened_on_a_full_disk_is_told_again_after_a_restart(kernel, mini
     [again, _] = minion.look()
 
     assert again == started
+
+
+def test_a_full_disk_and_a_memory_of_another_format_are_both_told(minion, full_disk):
+    minion.module.CACHE[str(minion.memory)] = ({"format": 0}, None)
+    minion.memory.write_text("{}")
+
+    unusable, full = minion.look()
+
+    assert "which now lies in" in unusable["error"]
+    assert full["error"] == f"cannot write the memory {minion.memory}: No space left on device"
 
 
 def test_a_really_full_disk_is_handled(load, kgraft, kernel):
