@@ -58,13 +58,13 @@ def _with_salts_errors(function):
     """What a room could not do (OSError, ValueError) is a CommandExecutionError here, in one line."""
 
     @functools.wraps(function)
-    def call(*args, **kwargs):
+    def _call(*args, **kwargs):
         try:
             return function(*args, **kwargs)
         except (OSError, ValueError) as err:
             raise CommandExecutionError(files.message(err)) from err
 
-    return call
+    return _call
 
 
 # What a user asks

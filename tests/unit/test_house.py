@@ -68,7 +68,8 @@ def test_a_room_is_handed_all_that_it_needs(path):
     """Salt sets dunders in the public file only, and an import of another room would go stale after a sync."""
     tree = ast.parse(path.read_text("utf-8"))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    assert {name for name in names if re.fullmatch("__.+__", name)} == set()
+    # Python itself sets this one
+    assert {name for name in names if re.fullmatch("__.+__", name)} <= {"__name__"}
     assert re.fullmatch(r"_kgraft_[a-z]+\.py", path.name), "one leading underscore: salt-ssh carries no more"
     for_readers = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
     within = [node for block in for_readers for node in ast.walk(block)]
