@@ -196,6 +196,22 @@ def test_each_state_has_its_word_and_stays_as_it_was(poker, method, kind, word):
         wait_until(lambda: letters(sample.pid) == before, "as it was")
 
 
+def test_a_thread_that_does_not_stop_is_let_go_by_the_end_of_the_process_that_pokes(poker, quick, sleepers):
+    (free,) = sleepers(single=1)
+    quick.poking.SOURCE = quick.poking.SOURCE.replace('"D": "uninterruptible", ', "")
+    with samples.process("vfork") as sample:
+        asked = poker("trace")
+        assert asked.poke(sample.pid, _start_time(sample.pid), sample.tids) == {sample.pid: "unreachable"}
+        assert asked.process is None
+        assert (sample.letter, _tracer(sample.pid)) == ("D", 0)
+        assert asked.poke(free.pid, _start_time(free.pid), [free.pid]) == {free.pid: "moved"}
+
+
+def _tracer(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("TracerPid"))
+
+
 def test_stop_comes_after_a_continue_that_was_allowed_and_before_the_other(sleepers, monkeypatch):
     poker = load_file("_modules/_kgraft_poker.py")
     (process,) = sleepers(single=1)
