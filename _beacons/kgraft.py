@@ -46,17 +46,21 @@ YEAR = 366 * 24 * 3600
 SWITCHES = ("enabled", "run_once", "disable_during_state_run")
 SALTS_OWN = ("interval", "beacon_module") + SWITCHES
 
-# What stays true from look to look, and how to know a file that holds it.
-FRESH = {"kernel": {}, "transition": None, "count": 0, "errors": {}, "outbox": []}
 KERNEL = ("abi", "active", "boot_id", "kernelrelease")
-TRANSITION = ("id", "direction", "patch", "since", "times", "told")
 
-# Salt hands events over to the master after we return and does not say when it is done; for this long (seconds) a new
+# What stays true from look to look. Who changes its shape gives it another number.
+FORMAT = 1
+EMPTY = {"format": FORMAT, "kernel": {}, "transition": None, "count": 0, "errors": {}, "outbox": []}
+
+# What a memory that somebody else wrote can lead to.
+UNUSABLE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+
+# Salt sends the events to the master after we return and does not say when it is done; for this long (seconds) a new
 # minion process sends them again.
-HAND_OVER = 10
+RESEND = 10
 
 # A refresh of any kind executes this file again, in the same namespace: what it finds there survives until a restart.
-KEPT = globals().get("KEPT", {})  # {path: (memory, its text in the file)}
+CACHE = globals().get("CACHE", {})  # {path: (memory, its text in the file)}
 
 
 def __virtual__():
@@ -111,17 +115,16 @@ def beacon(config):
     path = _memory_path(options.get("_beacon_name", __virtualname__))
     # Since boot, and no clock that anybody sets.
     now = round(time.monotonic(), 3)
-    memory, events, problems = _recall(path, now)
     try:
-        status, patch = _look(memory)
-    except CommandExecutionError as err:
-        problems["look"] = str(err)
-    else:
-        problems["look"] = None
-        events += _edges(memory, status, patch, now)
-        events += _stuck(memory, options, now, problems)
-    events += _complaints(memory, problems)
-    return _hand_over(path, memory, events, now)
+        memory, events = _load(path, now)
+        events += _events(memory, options, now)
+        return _save(path, memory, events, now)
+    except UNUSABLE as err:
+        # If the memory is not to blame, this raises with an empty one, too.
+        memory = _fresh()
+        events = _events(memory, options, now)
+        events += _errors(memory, {"memory": _set_aside(path, err)})
+        return _save(path, memory, events, now)
 
 
 # -- the configuration
@@ -180,6 +183,19 @@ def _show(value):
 
 
 # -- one look
+
+
+def _events(memory, options, now):
+    events, problems = [], {}
+    try:
+        status, patch = _look(memory)
+    except CommandExecutionError as err:
+        problems["look"] = str(err)
+    else:
+        problems["look"] = None
+        events += _edges(memory, status, patch, now)
+        events += _stuck(memory, options, now, problems)
+    return events + _errors(memory, problems)
 
 
 def _look(memory):
@@ -293,7 +309,7 @@ def _stuck(memory, options, now, problems):
     return [_event("stuck", memory["kernel"], running, seconds=_seconds(running, now), times=running["times"], **found)]
 
 
-def _complaints(memory, problems):
+def _errors(memory, problems):
     """
     Return an ``error`` event for each problem that was not told yet. ``problems`` holds what each source ran into, None
     where it worked again; a source that was not tried is not in it.
@@ -324,96 +340,55 @@ def _memory_path(name):
     return os.path.join(__opts__["cachedir"], "kgraft_beacon_{}.json".format(quote(name, safe="")))
 
 
-def _recall(path, now):
-    """
-    Return the memory, the events that a former process may not have got through to the master, and problems.
-    """
-    if path in KEPT:
-        return copy.deepcopy(KEPT[path][0]), [], {}
-    memory, problem = _read(path)
+def _load(path, now):
+    """Return the memory, and the events that a former process may not have got through to the master."""
+    memory = copy.deepcopy(CACHE[path][0]) if path in CACHE else _read(path)
+    if memory["format"] != FORMAT:
+        raise ValueError("another format")
+    if path in CACHE:
+        return memory, []
     events = [event for _, event in memory["outbox"]]
+    if not all(isinstance(event["tag"], str) for event in events):
+        raise ValueError("no events")
     memory["outbox"] = []
     if memory["transition"]:
         # Behind us, whatever became of the clock: a container may come back with another one.
         for key in ("since", "told"):
             memory["transition"][key] = min(memory["transition"][key], now)
-    return memory, events, {"memory": problem} if problem else {}
+    return memory, events
 
 
 def _read(path):
-    """Return the memory in the file, or a fresh one and, if there was a file, what was wrong with it."""
-    # An id must not come twice when the memory is lost, so a fresh one counts from the present second.
-    fresh = dict(copy.deepcopy(FRESH), count=int(time.time()))
     try:
         with open(path, encoding="utf-8") as file:
-            memory = json.load(file)
+            return json.load(file)
     except FileNotFoundError:
-        return fresh, None
-    except OSError as err:
-        why = err.strerror
-    except (ValueError, RecursionError):
-        why = "it is torn or not a beacon's"
-    else:
-        if _is_memory(memory):
-            return memory, None
-        why = "it is not of this beacon"
+        return _fresh()
+
+
+def _fresh():
+    # An id must not come twice when the memory is lost, so a fresh one counts from the present second.
+    return dict(copy.deepcopy(EMPTY), count=int(time.time()))
+
+
+def _set_aside(path, err):
+    """Put the file out of the way; return what was wrong with it."""
+    CACHE.pop(path, None)
+    why = getattr(err, "strerror", None) or "it is torn, or of another format"
     try:
         os.replace(path, path + ".aside")
-    except OSError as err:
-        return fresh, f"cannot use the memory {path} ({why}), nor set it aside: {err.strerror}"
-    return fresh, f"cannot use the memory ({why}), which now lies in {path}.aside: events may be missing"
+    except OSError as failure:
+        return f"cannot use the memory {path} ({why}), nor set it aside: {failure.strerror}"
+    return f"cannot use the memory ({why}), which now lies in {path}.aside: events may be missing"
 
 
-def _is_memory(thing):
-    def number(value):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
-
-    def word(value):
-        return value is None or isinstance(value, str)
-
-    def words(value):
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-    if not isinstance(thing, dict) or set(thing) != set(FRESH):
-        return False
-    if any(not isinstance(thing[key], type(value)) for key, value in FRESH.items() if value is not None):
-        return False
-    kernel, running = thing["kernel"], thing["transition"]
-    if kernel and (
-        set(kernel) != set(KERNEL)
-        or not words(kernel["active"])
-        or not all(word(kernel[key]) for key in KERNEL if key != "active")
-    ):
-        return False
-    if running is not None and (
-        not kernel
-        or not isinstance(running, dict)
-        or set(running) != set(TRANSITION)
-        or not all(word(running[key]) for key in ("id", "direction", "patch"))
-        or not all(number(running[key]) for key in ("since", "times", "told"))
-    ):
-        return False
-    return (
-        number(thing["count"])
-        and all(words(value) for value in thing["errors"].values())
-        and all(
-            isinstance(entry, list)
-            and len(entry) == 2
-            and number(entry[0])
-            and isinstance(entry[1], dict)
-            and isinstance(entry[1].get("tag"), str)
-            for entry in thing["outbox"]
-        )
-    )
-
-
-def _hand_over(path, memory, events, now):
+def _save(path, memory, events, now):
     """Remember, then return the events: who dies in between has them in the file and sends them again."""
-    memory["outbox"] = [[when, event] for when, event in memory["outbox"] if 0 <= now - when < HAND_OVER]
+    memory["outbox"] = [[when, event] for when, event in memory["outbox"] if 0 <= now - when < RESEND]
     memory["outbox"] += [[now, event] for event in events]
     memory["errors"].pop("memory", None)
-    saved = KEPT[path][1] if path in KEPT else None
-    text = json.dumps(memory, sort_keys=True)
+    saved = CACHE[path][1] if path in CACHE else None
+    text = json.dumps(memory, sort_keys=True, allow_nan=False)
     if text != saved or not os.path.exists(path):
         try:
             _write(path, text)
@@ -421,11 +396,11 @@ def _hand_over(path, memory, events, now):
         except OSError as err:
             # Until it works again this process remembers for itself; only a restart would tell things twice.
             saved = None
-            told = KEPT[path][0]["errors"].get("memory") if path in KEPT else None
+            told = CACHE[path][0]["errors"].get("memory") if path in CACHE else None
             memory["errors"]["memory"] = told or []
             problem = f"cannot write the memory {path}: {err.strerror}"
-            events += _complaints(memory, {"memory": problem})
-    KEPT[path] = (memory, saved)
+            events += _errors(memory, {"memory": problem})
+    CACHE[path] = (memory, saved)
     # Salt changes what it gets.
     return copy.deepcopy(events)
 

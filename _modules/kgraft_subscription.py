@@ -341,7 +341,7 @@ def _code_in_file(path):
     raise CommandExecutionError(f"code_from: {path} cannot be used: {reason}")
 
 
-def _suseconnect(*arguments, code=None, timeout=None):
+def _suseconnect(*arguments, timeout, code=None):
     """
     Run SUSEConnect and return what it printed, or raise what went wrong.
     """
@@ -365,7 +365,7 @@ def _suseconnect(*arguments, code=None, timeout=None):
         failure = str(err)
     # outside of the except clause: an exception that is chained to ours could carry the code
     if failure is not None:
-        raise CommandExecutionError(f"SUSEConnect could not be run: {_words(failure, code=code)}")
+        raise CommandExecutionError(f"SUSEConnect could not be run: {_redact(failure, code=code)}")
     if not ran["retcode"]:
         return ran["stdout"]
     # Salt's own words for it, with exit code 1 and the command line
@@ -377,12 +377,12 @@ def _suseconnect(*arguments, code=None, timeout=None):
         "SUSEConnect failed: {} (exit {}). It said: {}".format(
             EXITS.get(ran["retcode"], "it passed on an exit code of zypper"),
             ran["retcode"],
-            _words(ran["stdout"], ran["stderr"], code=code) or "nothing",
+            _redact(ran["stdout"], ran["stderr"], code=code) or "nothing",
         )
     )
 
 
-def _words(*texts, code=None):
+def _redact(*texts, code=None):
     """
     The last words of a failed command on one line, without secrets.
     """

@@ -23,7 +23,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "exclude-members": "Look, Patience, Wish, Wanted"}
+autodoc_default_options = {"members": True}
 # blocks in the docstrings hold YAML with Jinja, or console output
 highlight_language = "none"
 suppress_warnings = ["misc.highlighting_failure"]

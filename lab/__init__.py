@@ -7,16 +7,25 @@ A kernel with live patching in user space, over real processes: it is not a kern
         lab.load("kgraft-patch-2-2_1")
 """
 
-import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from lab.client import ask
+
 HERE = Path(__file__).resolve().parent
+
+
+def wait_until(condition, what, timeout=20):
+    """Look every 20 ms; raises TimeoutError after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not in {timeout} s: {what}")
+        time.sleep(0.02)
 
 
 class Lab:
@@ -61,8 +70,6 @@ class Lab:
         release=None,
     ):
         self.root = Path(root).resolve()
-        self.abi = abi
-        self.children = []
         self._process = None
         # Its standard input is a pipe from us: however we end, it ends too.
         self._command = [sys.executable, "-m", "lab", str(self.root), "--abi", abi, "--until-eof"]
@@ -92,7 +99,7 @@ class Lab:
         deadline = time.monotonic() + 20
         while True:
             try:
-                self.children = self._ask("about")["children"]
+                self._ask("checks")
             except (FileNotFoundError, ConnectionRefusedError):
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.__exit__()
@@ -117,7 +124,7 @@ class Lab:
     @property
     def checks(self):
         """How often the kernel looked whether the transition that runs can end."""
-        return self._ask("about")["checks"]
+        return self._ask("checks")
 
     @property
     def environ(self):
@@ -127,14 +134,11 @@ class Lab:
     @property
     def log(self):
         """What the kernel said so far, as lines without their time."""
-        return [line.partition("] ")[2] for line in self.kernel_log().splitlines()]
-
-    def kernel_log(self):
-        """What ``dmesg`` would show."""
         try:
-            return (self.root / "kernel.log").read_text(encoding="utf-8")
+            lines = (self.root / "kernel.log").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
-            return ""
+            return []
+        return [line.partition("] ")[2] for line in lines]
 
     def load(self, name, **patch):
         """insmod; ``functions`` and ``replace_all`` as ``files.Kernel.patch`` has them. Refusals are ``OSError``."""
@@ -160,18 +164,8 @@ class Lab:
         """Watch one more process, from the next start on."""
         self._ask("watch", pid=pid)
 
-    def _ask(self, order, **about):
-        here = os.open(self.root, os.O_PATH)  # a socket's path may have 107 bytes, the root more
-        try:
-            with socket.socket(socket.AF_UNIX) as talk:
-                talk.settimeout(30)
-                talk.connect(f"/proc/self/fd/{here}/lab.sock")
-                with talk.makefile("rw") as lines:
-                    lines.write(json.dumps(dict(about, order=order)) + "\n")
-                    lines.flush()
-                    answer = json.loads(lines.readline())
-        finally:
-            os.close(here)
+    def _ask(self, order, **arguments):
+        answer = ask(self.root, order, **arguments)
         if "errno" in answer:
             raise OSError(answer["errno"], answer["error"])
         return answer["answer"]

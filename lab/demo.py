@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lab import Lab, zoo
+from lab import Lab, samples, wait_until
 from tests.support.packages import KERNEL, SuseRoot, minion_options, standard_repository
 
 REPO = Path(__file__).resolve().parent.parent
@@ -107,7 +107,7 @@ class Site:
         """What the master hears of the beacon from now on goes to a file, as ``salt-run state.event`` prints it."""
         log = open(self.directory / "events", "w+")  # noqa: SIM115, it lives as long as the story
         self._start("salt-run", "state.event", "salt/beacon/*", stdout=log)
-        zoo.wait_until(lambda: list(self.directory.rglob("kgraft_beacon_*.json")), "the beacon's first look", 90)
+        wait_until(lambda: list(self.directory.rglob("kgraft_beacon_*.json")), "the beacon's first look", 90)
 
     def events(self):
         return re.findall(
@@ -154,7 +154,8 @@ def main():
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kg", ignore_cleanup_errors=True)))
         say("Some processes: two that sleep (one in eight threads), a busy one, a stopped one, a zombie.")
         animals = {
-            kind: stack.enter_context(zoo.keep(kind)) for kind in ("sleep", "threads", "busy", "stopped", "zombie")
+            kind: stack.enter_context(samples.process(kind))
+            for kind in ("sleep", "threads", "busy", "stopped", "zombie")
         }
         for kind, animal in animals.items():
             print(f"{animal.pid:>7} {kind}")
@@ -175,7 +176,7 @@ def main():
         say("A master listens to the minion's beacon. Now the live run.")
         site.listen()
         text = site.call("state.apply", "patched")
-        expect(text, "Result: False", f"zoo-stopped ({stopped})", "zoo-sleep", "10-2.1")
+        expect(text, "Result: False", f"sample-stopped ({stopped})", "sample-sleep", "10-2.1")
         say("Installed and loaded, but not settled: some tasks are still in the old code.")
         expect(site.call("kgraft.summary"), "in_progress kgraft_patch_10_2_1 apply")
         expect(site.call("kgraft.blocking", "--out=yaml"), f"pid: {stopped}")
@@ -183,7 +184,7 @@ def main():
         say("A poke (SIGSTOP, then SIGCONT) moves sleepers along; it says whom it spares, and why.")
         expect(site.call("kgraft.poke", "--out=yaml"), "stopped by somebody else")
         say("The sleepers have crossed, and sleep on. The wait names who is left (a zombie holds up old kernels only).")
-        expect(site.call("kgraft.wait", timeout=1), f"zoo-stopped ({stopped}) stopped")
+        expect(site.call("kgraft.wait", timeout=1), f"sample-stopped ({stopped}) stopped")
 
         say("Who stopped it may continue it. The kernel sees the end at its next look, 2 s later at most.")
         show(f"kill -CONT {stopped}")
@@ -193,7 +194,7 @@ def main():
         expect(site.call("kgraft.summary"), "ready kgraft_patch_10_2_1")
 
         say("And what the master heard meanwhile (salt-run state.event 'salt/beacon/*'), in short:")
-        zoo.wait_until(lambda: [tag for tag, _ in site.events()][-1:] == ["finished"], "the event of the end", 30)
+        wait_until(lambda: [tag for tag, _ in site.events()][-1:] == ["finished"], "the event of the end", 30)
         for tag, payload in site.events():
             data = json.loads(payload)
             seconds = f" after {data['seconds']:.0f} s" if "seconds" in data else ""

@@ -63,11 +63,15 @@ class Patch:
         return self.state != "inactive"
 
     @property
+    def enabled(self):
+        return self.state in ("applying", "applied")
+
+    @property
     def transition(self):
         return self.state in ("applying", "reverting")
 
     def rows(self):
-        """``(object, name, sympos, state number)`` of each function; told ones are shown as told."""
+        """``(object, name, sympos, state number)`` of each function; given ones are shown as given."""
         if self.functions is None:
             return [("vmlinux", "cmdline_proc_show", 0, FUNCTION_STATE[self.state])]
         return self.functions
@@ -120,7 +124,7 @@ class Kernel:
     ):
         if abi not in ("kgraft", "livepatch", "both", None):
             raise ValueError(f"abi {abi!r}: kgraft, livepatch, both or None")
-        self.root = Path(root)
+        self.root = Path(root).absolute()
         self.abi = "kgraft" if abi == "both" else abi
         self.release = release
         self.boot_id = boot_id
@@ -207,11 +211,9 @@ class Kernel:
             if content is None:
                 one.mkdir(exist_ok=True)
             elif isinstance(content, Path):
-                fresh = self._fresh()
-                os.symlink(content, fresh)
-                os.replace(fresh, one)
+                self.link(one, content)
             elif place is target:
-                self.write(one.relative_to(self.root), content, mode)
+                self.write(one, content, mode)
             else:
                 self._fill(one, content, mode)
         if place is not target:
@@ -274,7 +276,7 @@ class Kernel:
             self.in_progress(True)
 
     def change(self, name, state):
-        """Move a patch to another state; functions that were told keep 5, the rest follow."""
+        """Move a patch to another state; functions that were given keep 5, the rest follow."""
         patch = self.patches[name]
         patch.state = state
         if patch.functions is not None:
@@ -316,13 +318,6 @@ class Kernel:
             # The directory vanishes, the module stays loaded until rmmod.
             self._delete(self.directory(patch))
 
-    def target(self):
-        """livepatch: the ``patch_state`` that tasks move to, None when no transition runs."""
-        for patch in self.patches.values():
-            if patch.transition:
-                return int(patch.state == "applying")
-        return None
-
     def directory(self, patch):
         """Where a patch lies: kGraft names it as the file of the module, livepatch as the module."""
         return self.sys / str(self.abi) / (patch.name if self.abi == "kgraft" else patch.module)
@@ -349,7 +344,7 @@ class Kernel:
         }
 
     def _livepatch_files(self, patch):
-        files = {"enabled": (f"{int(patch.state in ('applying', 'applied'))}\n", 0o644)}
+        files = {"enabled": (f"{int(patch.enabled)}\n", 0o644)}
         if self.has_transition:
             files["transition"] = (f"{int(patch.transition)}\n", 0o444)
             files["force"] = ("", 0o200)
@@ -419,26 +414,24 @@ class Kernel:
         for tid in set(former.threads if former else ()) - set(everyone):
             self._delete(f"proc/{pid}/task/{tid}")
 
-    def real(self, pid, flags, proc="/proc"):
+    def real(self, pid, flags):
         """
         Show a process of this machine: its flags, ``{tid: blocking}``, are ours, all else are links to its real files.
         """
-        task = self.tasks.get(pid)
-        fresh = [tid for tid in flags if task is None or tid not in task.threads]
-        gone = [tid for tid in task.threads if tid not in flags] if task else []
-        if task is None:
-            task = self.tasks[pid] = Task(pid, {})
+        task = self.tasks.setdefault(pid, Task(pid, {}))
+        fresh = [tid for tid in flags if tid not in task.threads]
+        gone = [tid for tid in task.threads if tid not in flags]
         files = {}
         for tid in fresh:
             task.threads[tid] = Thread(flags[tid])
             for name in ("stat", "status", "stack"):
-                files[f"task/{tid}/{name}"] = (Path(f"{proc}/{pid}/task/{tid}/{name}"), None)
+                files[f"task/{tid}/{name}"] = (Path(f"/proc/{pid}/task/{tid}/{name}"), None)
         for tid in gone:
             del task.threads[tid]
         if fresh:
             if pid in fresh:
                 for name in ("stat", "status", "cgroup", "cmdline"):
-                    files[name] = (Path(f"{proc}/{pid}/{name}"), None)
+                    files[name] = (Path(f"/proc/{pid}/{name}"), None)
             self._write_tree(f"proc/{pid}", dict(files, **self._flag_files(task)))
         for tid in gone:
             self._delete(f"proc/{pid}/task/{tid}")
@@ -476,10 +469,10 @@ class Kernel:
             files = {f"task/{tid}/kgr_in_progress": (f"{int(flag)}\n", 0o400) for tid, flag in flags.items()}
             return dict(files, kgr_in_progress=(f"{int(any(flags.values()))}\n", 0o400))
         if self.abi == "livepatch" and self.has_transition:
-            target = self.target()
+            patch = next((patch for patch in self.patches.values() if patch.transition), None)
             files = {}
             for tid, thread in task.threads.items():
-                value = -1 if target is None else 1 - target if thread.blocking else target
+                value = int(patch.enabled != thread.blocking) if patch else -1
                 files[f"task/{tid}/patch_state"] = (f"{value}\n", 0o400)
             return dict(files, patch_state=files[f"task/{task.pid}/patch_state"])
         return {}

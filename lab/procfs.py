@@ -6,16 +6,25 @@ import contextlib
 import os
 from pathlib import Path
 
+from lab.files import PF_KTHREAD
+
 CGROUPS = Path("/sys/fs/cgroup")
-PF_KTHREAD = 0x00200000
-STATUS = 16384  # bytes: a status file grows with the number of CPUs
+LARGEST = 16384  # bytes: a status file grows with the number of CPUs
+
+
+def _read(path):
+    """What is in a file below ``/proc``, None if its process or thread is gone."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(LARGEST)
+    except OSError:
+        return None
 
 
 def stat(pid, proc="/proc"):
     """The fields of ``/proc/<pid>/stat`` that matter here, None if the process is gone."""
-    try:
-        line = Path(f"{proc}/{pid}/stat").read_bytes()
-    except OSError:
+    line = _read(f"{proc}/{pid}/stat")
+    if line is None:
         return None
     fields = line[line.rindex(b")") + 2 :].split()
     return {
@@ -24,6 +33,14 @@ def stat(pid, proc="/proc"):
         "kernel": bool(int(fields[6]) & PF_KTHREAD),
         "start_time": int(fields[19]),
     }
+
+
+def stats(pids=None, proc="/proc"):
+    """``(pid, stat)`` of each of these processes that is not gone; default: of all."""
+    for pid in os.listdir(proc) if pids is None else pids:
+        about = stat(pid, proc) if str(pid).isdigit() else None
+        if about:
+            yield int(pid), about
 
 
 class Processes:
@@ -49,29 +66,28 @@ class Processes:
         self.named[pid] = about["start_time"]
 
     def watched(self):
-        """``{pid: start time}`` of each watched process that is there, the lab itself never among them."""
-        pids = {}
-        for pid, start_time in list(self.named.items()):
-            about = stat(pid, self.proc)
-            if about and about["start_time"] == start_time:
-                pids[pid] = start_time
-            else:
-                del self.named[pid]
+        """``{pid: start time}`` of each watched process that is not gone, the lab itself never among them."""
+        self.named = {
+            pid: about["start_time"]
+            for pid, about in stats(self.named, self.proc)
+            if about["start_time"] == self.named[pid]
+        }
+        found = []
         for cgroup in self.cgroups:
             for path, _, files in os.walk(cgroup):
                 if "cgroup.procs" in files:
                     with contextlib.suppress(OSError):  # the group may be gone by now
-                        pids.update(self._about(Path(path, "cgroup.procs").read_text().split()))
+                        found += stats(Path(path, "cgroup.procs").read_text().split(), self.proc)
         if self.everything or self.sessions:
-            pids.update(self._about((name for name in os.listdir(self.proc) if name.isdigit()), not self.everything))
+            found += [
+                (pid, about)
+                for pid, about in stats(proc=self.proc)
+                if self.everything or about["session"] in self.sessions
+            ]
+        pids = {pid: about["start_time"] for pid, about in found if not about["kernel"]}
+        pids.update(self.named)
         pids.pop(os.getpid(), None)
         return pids
-
-    def _about(self, pids, own=False):
-        for pid in pids:
-            about = stat(pid, self.proc)
-            if about and not about["kernel"] and (not own or about["session"] in self.sessions):
-                yield int(pid), about["start_time"]
 
     def threads(self, pid):
         """The threads of a process; none if it is gone."""
@@ -82,11 +98,7 @@ class Processes:
 
     def look(self, pid, tid):
         """``(letter, switches)`` of a thread, None if it is gone."""
-        try:
-            with open(f"{self.proc}/{pid}/task/{tid}/status", "rb", buffering=0) as status:
-                text = status.read(STATUS)
-        except OSError:
-            return None
+        text = _read(f"{self.proc}/{pid}/task/{tid}/status") or b""
         at = text.find(b"\nState:\t")
         counters = text[text.find(b"\nvoluntary_ctxt_switches:") :].split()
         if at < 0 or len(counters) < 4:

@@ -107,7 +107,7 @@ class Rules:
     def drop_flags(self):
         """``0`` written to kGraft's ``in_progress``: every flag goes, also one left over from before."""
         self.log("WARNING: kgr: in_progress was cleared by hand, the consistency of the patch is not guaranteed")
-        self._cross(lambda pid, tid, thread: True)
+        self._cross()
 
     def force(self, name):
         """``1`` written to livepatch's ``force``."""
@@ -115,12 +115,12 @@ class Rules:
         if not self.running or patch is not self.running:
             refuse(errno.EINVAL, f"{name} is not in transition")
         self.log("livepatch: forcing remaining tasks to the patched state")
-        self._cross(lambda pid, tid, thread: True)
+        self._cross()
 
     def enable(self, name, value):
         """Any digit written to livepatch's ``enabled``; ``value`` is what it becomes."""
         patch = self.find(name) or refuse(errno.ENOENT, f"{name} is not loaded")
-        if value == (patch.state in ("applying", "applied")):
+        if value == patch.enabled:
             refuse(errno.EINVAL, f"enabled is {int(value)} already")
         if not value:
             self.revert(name)
@@ -149,14 +149,10 @@ class Rules:
                 return patch
         return None
 
-    def blocked(self):
-        """``[(pid, tid, thread)]`` of what holds up the end."""
-        return [
-            (pid, tid, thread)
-            for pid, task in self.kernel.tasks.items()
-            for tid, thread in task.threads.items()
-            if thread.blocking and (self.old or thread.letter != "Z")
-        ]
+    def _blocked(self):
+        """Something holds up the end."""
+        threads = [thread for task in self.kernel.tasks.values() for thread in task.threads.values()]
+        return any(thread.blocking and (self.old or thread.letter != "Z") for thread in threads)
 
     def _busy(self):
         return errno.EBUSY if self.kernel.abi == "livepatch" else errno.EAGAIN
@@ -176,16 +172,13 @@ class Rules:
         if self.kernel.abi == "livepatch":
             if self.running.state == "applying":
                 self.log(f"livepatch: '{self.running.module}': starting patching transition")
-            if not self.blocked():
+            if not self._blocked():
                 self._end()  # it tries at once, kGraft waits for its first check
 
     def _flag_all(self):
         """The counters first, then the flags: what moves in between did cross."""
-        watched = self.processes.watched()
-        for pid in set(self.start_times) - set(watched):
-            self._forget(pid)
         self.baseline = {}
-        for pid, start_time in watched.items():
+        for pid, start_time in self._watched().items():
             looks = {tid: self.processes.look(pid, tid) for tid in self.processes.threads(pid)}
             looks = {tid: look for tid, look in looks.items() if look}
             if self.kernel.abi == "livepatch":  # a dead task has no stack that could hold an old function
@@ -195,16 +188,22 @@ class Rules:
             if not looks:
                 self._forget(pid)
                 continue
-            if self.start_times.get(pid, start_time) != start_time:
-                self._forget(pid)
             self.start_times[pid] = start_time
             # A zombie may still be switched away from for the last time: it is not looked at any more.
             self.baseline[pid] = {tid: switches for tid, (letter, switches) in looks.items() if letter != "Z"}
-            self.kernel.real(pid, flags, self.processes.proc)
+            self.kernel.real(pid, flags)
             for tid, (letter, _) in looks.items():
                 self.kernel.tasks[pid].threads[tid].letter = letter
         for pid in self.stuck.values():
             self.kernel.flag(pid, True)
+
+    def _watched(self):
+        """``{pid: start time}`` of each watched process; those that are gone since the last time are forgotten."""
+        watched = self.processes.watched()
+        for pid in list(self.start_times):
+            if watched.get(pid) != self.start_times[pid]:
+                self._forget(pid)
+        return watched
 
     def _forget(self, pid):
         self.start_times.pop(pid, None)
@@ -214,54 +213,47 @@ class Rules:
 
     def show(self):
         """Let the tree have each watched process: new ones have crossed, gone ones vanish."""
-        watched = self.processes.watched()
-        for pid in list(self.start_times):
-            if watched.get(pid) != self.start_times[pid]:
-                self._forget(pid)
-        for pid, start_time in watched.items():
+        for pid, start_time in self._watched().items():
             known = self.kernel.tasks[pid].threads if pid in self.kernel.tasks else {}
             threads = self.processes.threads(pid)
             if threads and set(threads) != set(known):
                 self.start_times[pid] = start_time
                 flags = {tid: tid in known and known[tid].blocking for tid in threads}
-                self.kernel.real(pid, flags, self.processes.proc)
+                self.kernel.real(pid, flags)
 
     def _look(self):
         for pid, counters in list(self.baseline.items()):
             for tid, switches in list(counters.items()):
-                now = self.processes.look(pid, tid)
-                if now is None:
-                    self._gone(pid, tid)
+                look = self.processes.look(pid, tid)
+                if look is None:
+                    self._forget_thread(pid, tid)
                     continue
-                thread = self.kernel.tasks[pid].threads[tid]
-                thread.letter = now[0]
-                if now[1] != switches:
+                self.kernel.tasks[pid].threads[tid].letter = look[0]
+                if look[1] != switches:
                     self._clear(pid, tid)
 
-    def _gone(self, pid, tid):
-        threads = self.processes.threads(pid)
-        if not threads:
+    def _forget_thread(self, pid, tid):
+        if not self.processes.threads(pid):
             self._forget(pid)
             return
         del self.baseline[pid][tid]
         known = self.kernel.tasks[pid].threads
-        flags = {one: thread.blocking for one, thread in known.items() if one != tid}
-        self.kernel.real(pid, flags, self.processes.proc)
+        self.kernel.real(pid, {one: thread.blocking for one, thread in known.items() if one != tid})
 
     def _clear(self, pid, tid):
         self.baseline.get(pid, {}).pop(tid, None)
         self.kernel.flag(pid, False, tid)
 
-    def _cross(self, does):
+    def _cross(self, crosses=lambda pid, thread: True):
         for pid, task in list(self.kernel.tasks.items()):
             for tid, thread in list(task.threads.items()):
-                if thread.blocking and does(pid, tid, thread):
+                if thread.blocking and crosses(pid, thread):
                     self._clear(pid, tid)
 
     def _check(self):
         self.due = self.clock() + self.period
         self.checks += 1
-        if not self.blocked():
+        if not self._blocked():
             self._end()
             return
         if self.checks == 1:
@@ -269,12 +261,12 @@ class Rules:
         if self.fake_signal and (self.kernel.abi == "kgraft" or self.checks % SIGNAL_EVERY == 0):
             self._say("", "livepatch: signaling remaining tasks")
             own = set(self.stuck.values())
-            self._cross(lambda pid, tid, thread: pid not in own and thread.letter in ASLEEP)
+            self._cross(lambda pid, thread: pid not in own and thread.letter in ASLEEP)
 
     def _reverse(self, patch):
         """Who had not crossed yet need not go back, and the others can: nobody sleeps in the new code."""
         self.log(f"livepatch: '{patch.module}': reversing transition")
-        self._cross(lambda pid, tid, thread: True)
+        self._cross()
         self.kernel.change(patch.name, "reverting" if patch.state == "applying" else "applying")
         self.due = self.clock() + self.period
 

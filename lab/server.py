@@ -19,17 +19,17 @@ import time
 import uuid
 from pathlib import Path
 
-from lab import files, procfs, rules
+from lab import client, files, procfs
+from lab.rules import Rules
 
 MARKER = ".kgraft-lab"
-SOCKET = "lab.sock"
 LOG = "kernel.log"
 PERIOD = {"kgraft": 2.0, "livepatch": 1.0}
 RELEASE = {"kgraft": "4.4.180-94.100-default", "livepatch": "6.4.0-150600.23.25-default"}
 LOOK = 0.02  # seconds between two looks at the flagged threads
 IDLE = 0.01  # and at the files that users write to, when nothing is flagged
 SHOW = 0.25  # seconds between two looks for new and gone processes
-START = 2  # seconds that children get at most until they sleep,
+START_TIMEOUT = 2  # seconds that children get at most until they sleep,
 QUIET = 0.1  # which is when they did not move for so long
 
 
@@ -48,43 +48,43 @@ def prepare(root):
     return root
 
 
-class Doorbell:
+class RevertFile:
     """
-    A file of which any written byte is an order: kGraft's ``revert``.
+    kGraft's ``revert``: any byte written to it is an order.
 
-    A lease holds whoever opens it for writing until we have obeyed, so that he finds the kernel changed when his write
-    returns. Where there are no leases (some file systems), he finds it changed a moment later.
+    A lease holds whoever opens it for writing until the order is carried out, so that he finds the kernel changed when
+    his write returns. Where there are no leases (some file systems), he finds it changed a moment later.
     """
 
     def __init__(self, path):
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY)
         self.leased = False
-        self.obeyed = False
+        self.done = False  # the order of who has it open now
 
     def close(self):
         os.close(self.descriptor)
 
-    def poll(self, order):
-        """Call ``order`` once for each write."""
+    def poll(self, revert):
+        """Call ``revert`` once for each write."""
         written = os.fstat(self.descriptor).st_size > 0
         if self.leased:
             opened = fcntl.fcntl(self.descriptor, fcntl.F_GETLEASE) != fcntl.F_RDLCK
             if not opened and not written:
                 return
-            order()
-            self.obeyed = True
+            revert()
+            self.done = True
             fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
             self.leased = False
         elif written:
-            if not self.obeyed:
-                order()
-            self.obeyed = False
+            if not self.done:
+                revert()
+            self.done = False
             os.truncate(self.path, 0)
         else:
             with contextlib.suppress(OSError):  # somebody has it open
                 fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-                self.leased, self.obeyed = True, False
+                self.leased, self.done = True, False
 
 
 class Controls:
@@ -95,12 +95,12 @@ class Controls:
     but a refused write does not fail with its errno; the log tells.
     """
 
-    def __init__(self, kernel, law, log):
+    def __init__(self, kernel, rules, log):
         self.kernel = kernel
-        self.law = law
+        self.rules = rules
         self.log = log
         self.empty = 0
-        self.bells = {}
+        self.revert_files = {}
         self.settle()
 
     def poll(self):
@@ -112,7 +112,7 @@ class Controls:
                 directory = self.kernel.directory(patch)
                 self._enabled(directory / "enabled", patch)
                 if self._taken(directory / "force").strip() == b"1":
-                    self._try(directory / "force", self.law.force, patch.name)
+                    self._try(directory / "force", self.rules.force, patch.name)
 
     def settle(self):
         """Remember what we wrote ourselves."""
@@ -138,16 +138,16 @@ class Controls:
 
     def _reverts(self):
         paths = {self.kernel.directory(patch) / "revert": patch.name for patch in self.kernel.patches.values()}
-        for path in set(self.bells) - set(paths):
-            self.bells.pop(path).close()
+        for path in set(self.revert_files) - set(paths):
+            self.revert_files.pop(path).close()
         for path, name in paths.items():
-            if path not in self.bells:
-                self.bells[path] = Doorbell(path)
-            self.bells[path].poll(functools.partial(self._try, path, self.law.revert, name))
+            if path not in self.revert_files:
+                self.revert_files[path] = RevertFile(path)
+            self.revert_files[path].poll(functools.partial(self._try, path, self.rules.revert, name))
 
     def _in_progress(self):
         path = self.kernel.sys / "kgraft/in_progress"
-        expected = b"1\n" if self.law.running else b"0\n"
+        expected = b"1\n" if self.rules.running else b"0\n"
         content = path.read_bytes()
         if content == expected and path.stat().st_mtime_ns == self.seen:
             return
@@ -156,19 +156,18 @@ class Controls:
             return
         self.empty = 0
         if content.startswith(b"0"):
-            self.law.drop_flags()
-        self.kernel.in_progress(bool(self.law.running))
+            self.rules.drop_flags()
+        self.kernel.in_progress(bool(self.rules.running))
 
     def _enabled(self, path, patch):
         content = path.read_bytes()
-        expected = b"1\n" if patch.state in ("applying", "applied") else b"0\n"
+        expected = b"%d\n" % patch.enabled
         if content in (expected, b""):
             return
         if content[:1] in (b"0", b"1") and content[:1] != expected[:1]:
-            self._try(path, self.law.enable, patch.name, content[:1] == b"1")
+            self._try(path, self.rules.enable, patch.name, content[:1] == b"1")
         if patch.active:
-            now = patch.state in ("applying", "applied")
-            self.kernel.write(path.relative_to(self.kernel.root), f"{int(now)}\n", 0o644)
+            self.kernel.write(path, f"{int(patch.enabled)}\n", 0o644)
 
 
 class Server:
@@ -187,7 +186,7 @@ class Server:
         (self.kernel.proc / "1/ns").mkdir()
         self.kernel.link("proc/1/ns/pid", files.INIT_PID_NAMESPACE)
         self.started = time.monotonic()
-        self.law = rules.Rules(
+        self.rules = Rules(
             self.kernel,
             self.processes,
             period=options.period or PERIOD[options.abi],
@@ -196,7 +195,7 @@ class Server:
             stuck_threads=options.stuck_thread,
             log=self.log,
         )
-        self.controls = Controls(self.kernel, self.law, self.log)
+        self.controls = Controls(self.kernel, self.rules, self.log)
         for name in options.install:
             installed = self.kernel.root / "lib/modules" / self.kernel.release / options.abi / f"{name}.ko"
             installed.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +208,7 @@ class Server:
             with open(self.kernel.root / LOG, "a", encoding="utf-8") as log:
                 log.write(line + "\n")
 
-    def run(self, listening):
+    def run(self, listener):
         """Serve until told to stop; leaves no process of ours behind."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
@@ -221,16 +220,16 @@ class Server:
                 self.children.append(child)
                 self.processes.sessions.add(child.pid)
             if self.children:
-                self._let_them_start()
+                self._wait_for_children()
             for pid in self.options.pid:
                 self.processes.watch(pid)
-            self._serve(listening)
+            self._serve(listener)
         finally:
             self._end_children()
 
-    def _let_them_start(self):
+    def _wait_for_children(self):
         """Who still loads its libraries would cross at once: be ready when all sleep (or are busy by nature)."""
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + START_TIMEOUT
         former, since = None, 0
         while time.monotonic() < deadline and not self.stopping:
             watched = self.processes.watched()
@@ -244,39 +243,38 @@ class Server:
     def _stop(self, number, frame):
         self.stopping = True
 
-    def _serve(self, listening):
-        ears = [listening, sys.stdin] if self.options.until_eof else [listening]
+    def _serve(self, listener):
+        inputs = [listener, sys.stdin] if self.options.until_eof else [listener]
         shown = 0
         while not self.stopping:
             began = time.monotonic()
             self.controls.poll()
-            self.law.tick()
+            self.rules.tick()
             if began - shown >= SHOW:
                 shown = began
                 for child in self.children:
                     child.poll()
-                self.law.show()
+                self.rules.show()
             self.controls.settle()
             # On a machine full of watched processes a look takes its time: at most a third of a core is ours.
-            pause = max(LOOK if self.law.running else IDLE, 2 * (time.monotonic() - began))
-            heard = select.select(ears, [], [], pause)[0]
-            if sys.stdin in heard and not os.read(sys.stdin.fileno(), 4096):
+            pause = max(LOOK if self.rules.running else IDLE, 2 * (time.monotonic() - began))
+            ready = select.select(inputs, [], [], pause)[0]
+            if sys.stdin in ready and not os.read(sys.stdin.fileno(), 4096):
                 self.stopping = True
-            if listening in heard:
-                with contextlib.suppress(OSError), listening.accept()[0] as talk:
-                    self._answer(talk)
+            if listener in ready:
+                with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                    self._answer(connection)
 
-    def _answer(self, talk):
-        talk.settimeout(2)
-        with talk.makefile("rw") as lines:
-            request = lines.readline()
+    def _answer(self, connection):
+        connection.settimeout(2)
+        with connection.makefile("rw") as lines:
             # Who has the answer sees the files that go with it.
-            lines.write(json.dumps(self._obey(request)) + "\n")
+            lines.write(json.dumps(self._carry_out(lines.readline())) + "\n")
 
-    def _obey(self, request):
+    def _carry_out(self, request):
         try:
-            request = json.loads(request)
-            return {"answer": self._orders()[request.pop("order")](**request)}
+            arguments = json.loads(request)
+            return {"answer": self._orders()[arguments.pop("order")](**arguments)}
         except OSError as err:
             return {"errno": err.errno, "error": err.strerror}
         except (ValueError, KeyError, TypeError) as err:
@@ -284,45 +282,39 @@ class Server:
 
     def _orders(self):
         return {
-            "load": self.law.load,
-            "revert": self.law.revert,
-            "unload": self.law.unload,
-            "force": self.law.force,
-            "drop_flags": self.law.drop_flags,
-            "unstick": self.law.unstick,
+            "load": self.rules.load,
+            "revert": self.rules.revert,
+            "unload": self.rules.unload,
+            "force": self.rules.force,
+            "unstick": self.rules.unstick,
             "watch": self._watch,
-            "about": self._about,
+            "checks": lambda: self.rules.checks,
         }
 
     def _watch(self, pid):
         self.processes.watch(pid)
-        self.law.show()
-
-    def _about(self):
-        return {"children": [child.pid for child in self.children], "checks": self.law.checks}
+        self.rules.show()
 
     def _end_children(self):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        for numbers, patience in (((signal.SIGTERM, signal.SIGCONT), 1), ((signal.SIGKILL,), 5)):
-            for pid in self._own():
-                for number in numbers:
+        for signals, timeout in (((signal.SIGTERM, signal.SIGCONT), 1), ((signal.SIGKILL,), 5)):
+            for pid in self._living_children():
+                for number in signals:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
-            deadline = time.monotonic() + patience
-            while self._own() and time.monotonic() < deadline:
+            deadline = time.monotonic() + timeout
+            while self._living_children() and time.monotonic() < deadline:
                 time.sleep(0.01)
 
-    def _own(self):
+    def _living_children(self):
         """The living processes of our children's sessions."""
         for child in self.children:
             child.poll()
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        abouts = {pid: procfs.stat(pid) for pid in pids}
         return [
             pid
-            for pid, about in abouts.items()
-            if about and about["session"] in self.processes.sessions and about["letter"] not in "ZX"
+            for pid, about in procfs.stats()
+            if about["session"] in self.processes.sessions and about["letter"] not in "ZX"
         ]
 
 
@@ -330,15 +322,12 @@ def serve(root, options):
     """Run a lab in ``root`` until SIGTERM or SIGINT."""
     root = prepare(root)
     server = Server(root, options)
-    here = os.open(root, os.O_PATH)  # a socket's path may have 107 bytes, the root more
-    path = f"/proc/self/fd/{here}/{SOCKET}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(path)
-        listening.listen(64)
+    with socket.socket(socket.AF_UNIX) as listener, client.socket_path(root) as path:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(path)
+        listener.listen(64)
         try:
-            server.run(listening)
+            server.run(listener)
         finally:
             os.unlink(path)
-            os.close(here)

@@ -4,7 +4,8 @@ What every level of tests shares: kernels made of files, and our modules bound t
 ``kernel``       a kernel of files (``lab.files.Kernel``) in a fresh directory; its first generation, kGraft
 ``make_kernel``  the same for any generation: ``make_kernel("livepatch", transition=False)``
 ``kgraft``       ``_modules/kgraft.py``, bound to ``kernel``
-``load``         any file of ours, with the dunders of one's choice: ``load("_states/kgraft.py", __salt__={...})``
+``load``         any file of ours, with the dunders of one's choice: ``load("_states/kgraft.py", __salt__={...})``;
+                 a room with what it is handed: ``load("_modules/_kgraft_zypper.py", run_all=...)``
 """
 
 import functools
@@ -66,21 +67,22 @@ def _compiled(path, mtime):
     return compile(pathlib.Path(path).read_bytes(), path, "exec", dont_inherit=True)
 
 
-def load_file(path, **dunders):
-    """Execute one of our files as a fresh module, with what Salt's loader would put into it."""
+def load_file(path, **given):
+    """Execute one of our files as a fresh module, with what Salt's loader would put into it; into a room, nothing."""
     path = REPO / path
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
-    vars(module).update(
-        {
-            "__opts__": {"id": "minion", "test": False, "kgraft.root": "/"},
-            "__salt__": {},
-            "__context__": {},
-            "__grains__": {"kernel": "Linux"},
-            "__pillar__": {},
-            **dunders,
-        }
-    )
+    if not path.name.startswith("_"):
+        vars(module).update(
+            {
+                "__opts__": {"id": "minion", "test": False, "kgraft.root": "/"},
+                "__salt__": {},
+                "__context__": {},
+                "__grains__": {"kernel": "Linux"},
+                "__pillar__": {},
+            }
+        )
+    vars(module).update(given)
     exec(_compiled(str(path), path.stat().st_mtime_ns), vars(module))
     return module
 
@@ -93,7 +95,7 @@ def repo():
 
 @pytest.fixture(scope="session")
 def load():
-    """Return ``load(path, **dunders)``; dunders not given are those of an idle minion on Linux."""
+    """Return ``load(path, **given)``; dunders not given are those of an idle minion on Linux."""
     return load_file
 
 

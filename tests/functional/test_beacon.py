@@ -11,7 +11,7 @@ import pytest
 import salt.beacons
 import salt.utils.minion
 
-from lab import Lab, zoo
+from lab import Lab, samples, wait_until
 from tests.support.beacon_process import BeaconProcess
 from tests.support.soak import rounds
 
@@ -55,7 +55,7 @@ class Loop:
     def next_events(self):
         """Turn until there are events: two looks may be closer than the smallest ``stuck_after``."""
         heard = {}
-        zoo.wait_until(lambda: heard.update(self.turn()) or heard, "an event")
+        wait_until(lambda: heard.update(self.turn()) or heard, "an event")
         return heard
 
 
@@ -184,19 +184,22 @@ def test_options_of_salt_reach_the_loop_beside_ours(kernel, loop):
 
 
 def test_a_real_process_that_holds_up_the_lab_is_named_until_it_crosses(loop, tmp_path):
-    with zoo.keep("stopped") as animal, Lab(tmp_path / "lab", period=0.2, fake_signal=False, pids=[animal.pid]) as lab:
+    with (
+        samples.process("stopped") as process,
+        Lab(tmp_path / "lab", period=0.2, fake_signal=False, pids=[process.pid]) as lab,
+    ):
         loop.loaders.opts["kgraft.root"] = str(lab.root)
         loop.config = {"kgraft": [{"stuck_after": 0.3}]}
         assert loop.turn() == {}
         lab.load("kgraft-patch-2-2_1")
         events = {}
-        zoo.wait_until(lambda: events.update(loop.turn()) or "kgraft/stuck" in events, "the alarm", 30)
-        os.kill(animal.pid, signal.SIGCONT)
-        zoo.wait_until(lambda: events.update(loop.turn()) or "kgraft/finished" in events, "the end", 30)
+        wait_until(lambda: events.update(loop.turn()) or "kgraft/stuck" in events, "the alarm", 30)
+        os.kill(process.pid, signal.SIGCONT)
+        wait_until(lambda: events.update(loop.turn()) or "kgraft/finished" in events, "the end", 30)
 
         assert set(events) == {"kgraft/started", "kgraft/stuck", "kgraft/finished"}
         [task] = events["kgraft/stuck"]["tasks"]
-        assert (task["pid"], task["kind"]) == (animal.pid, "stopped")
+        assert (task["pid"], task["kind"]) == (process.pid, "stopped")
         assert events["kgraft/finished"]["active"] == ["kgraft_patch_2_2_1"]
 
 
@@ -251,8 +254,8 @@ def test_an_idle_look_opens_few_files_none_of_a_process_and_starts_nothing(kerne
 @pytest.fixture
 def holder():
     """A stopped process, which holds a transition up until it is continued; then it stops again."""
-    with zoo.keep("stopped") as animal:
-        yield animal
+    with samples.process("stopped") as process:
+        yield process
 
 
 @pytest.fixture
@@ -315,8 +318,8 @@ def test_five_hundred_transitions_under_refreshes_restarts_and_kills(lab, holder
         os.kill(holder.pid, signal.SIGCONT)
         if 0.6 <= fate < 0.9:  # one that may come too late; and else none
             look()
-        zoo.wait_until(lambda: flag.read_text() == "0\n", "the end of the transition")
-        zoo.wait_until(lambda: holder.letter == "T", "stopped again")
+        wait_until(lambda: flag.read_text() == "0\n", "the end of the transition")
+        wait_until(lambda: holder.letter == "T", "stopped again")
         look()
         for name in loaded - {active}:
             lab.unload(name)

@@ -14,7 +14,7 @@ KINDS = ("modules", "states", "beacons")
 # Runs in a process of its own: what Salt's loader imports, it keeps. It asks for what should be there, since
 # walking through all of Salt's modules takes half a minute; a name that is missing makes Salt walk all the same.
 PROBE = """
-import json, sys
+import json, os, sys, types
 import salt.config, salt.loader
 
 opts = salt.config.minion_config(sys.argv[1])
@@ -27,9 +27,18 @@ loaders = {
 }
 expected = json.loads(sys.argv[2])
 found = {kind: [name for name in expected[kind] if name in loader] for kind, loader in loaders.items()}
-ours = {kind: sorted(name for name in loader._dict if name.startswith("kgraft")) for kind, loader in loaders.items()}
-files = sorted({loader[name].__code__.co_filename for kind, loader in loaders.items() for name in found[kind]})
-json.dump([ours, files], sys.stdout)
+ours = {kind: sorted(name for name in loader._dict if "kgraft" in name) for kind, loader in loaders.items()}
+functions = [loader[name] for kind, loader in loaders.items() for name in found[kind]]
+files = {function.__code__.co_filename for function in functions}
+# the rooms that a module of ours has taken in, one inside the other
+rooms, todo = set(), [function.__globals__ for function in functions]
+while todo:
+    for value in todo.pop().values():
+        file = getattr(value, "__file__", None) or ""
+        if isinstance(value, types.ModuleType) and os.path.basename(file).startswith("_kgraft_") and file not in rooms:
+            rooms.add(file)
+            todo.append(vars(value))
+json.dump([ours, sorted(files | rooms)], sys.stdout)
 """
 
 
@@ -44,7 +53,7 @@ def expected(repo):
     """``{kind: ["kgraft.abi", ...]}``, as it stands in the folders."""
     return {
         kind: sorted(
-            f"{path.stem}.{name}" for path in (repo / f"_{kind}").glob("*.py") for name in public_functions(path)
+            f"{path.stem}.{name}" for path in (repo / f"_{kind}").glob("[!_]*.py") for name in public_functions(path)
         )
         for kind in KINDS
     }
@@ -82,6 +91,12 @@ class Environment:
             [sys.executable, "-m", "pip", "--python", self.python, "--quiet", "--disable-pip-version-check", *arguments]
         )
 
+    def sync(self, config_dir):
+        """saltutil.sync_all; returns where Salt puts what it synced."""
+        salt_call = [self.python, "-c", "from salt.scripts import salt_call; salt_call()"]
+        run([*salt_call, "--local", "--config-dir", config_dir, "saltutil.sync_all"], cwd=config_dir)
+        return config_dir.parent / "root/var/cache/salt/minion/extmods"
+
     def load(self, config_dir, expected):
         """Return what a minion finds, and in which files."""
         return json.loads(run([self.python, "-c", PROBE, config_dir / "minion", json.dumps(expected)], cwd=config_dir))
@@ -118,39 +133,38 @@ def config_dir(source, tmp_path):
     return path
 
 
-def assert_delivered(loaded, expected, below):
+def configure(config_dir, **options):
+    path = config_dir / "minion"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **options}), "utf-8")
+
+
+def assert_delivered(loaded, expected, repo, below):
+    """Every function that a user can call is there and no other, each of our files serves, and none from elsewhere."""
     found, files = loaded
     assert found == expected
-    assert len(files) == sum(len({name.split(".")[0] for name in names}) for names in expected.values())
     assert [path for path in files if not path.startswith(f"{below}/")] == []
+    ours = sorted(path.name for kind in KINDS for path in (repo / f"_{kind}").glob("*.py"))
+    assert sorted(path.rpartition("/")[2] for path in files) == ours
 
 
 def test_nothing_is_loaded_where_nothing_was_delivered(environment, expected, config_dir):
     assert environment.load(config_dir, expected) == [{kind: [] for kind in KINDS}, []]
 
 
-def test_a_minion_that_syncs_the_checkout_loads_every_function(environment, expected, config_dir, tmp_path):
-    salt_call = [environment.python, "-c", "from salt.scripts import salt_call; salt_call()"]
-    run([*salt_call, "--local", "--config-dir", config_dir, "saltutil.sync_all"], cwd=tmp_path)
-
-    extmods = tmp_path / "root" / "var" / "cache" / "salt" / "minion" / "extmods"
-    assert_delivered(environment.load(config_dir, expected), expected, extmods)
+def test_a_minion_that_syncs_the_checkout_loads_every_function(environment, repo, expected, config_dir):
+    extmods = environment.sync(config_dir)
+    assert_delivered(environment.load(config_dir, expected), expected, repo, extmods)
 
 
-def test_a_minion_that_syncs_from_gitfs_loads_every_function(environment, source, expected, config_dir, tmp_path):
+def test_a_minion_that_syncs_from_gitfs_loads_every_function(environment, source, repo, expected, config_dir):
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "-C", source]
     run([*git, "init", "--quiet", "--initial-branch=main"])
     run([*git, "add", "--all"])
     run([*git, "commit", "--quiet", "--message=as it is"])
-    config = json.loads((config_dir / "minion").read_text("utf-8"))
-    del config["file_roots"]
-    config.update({"fileserver_backend": ["gitfs"], "gitfs_remotes": [f"file://{source}"], "gitfs_base": "main"})
-    (config_dir / "minion").write_text(json.dumps(config), "utf-8")
-    salt_call = [environment.python, "-c", "from salt.scripts import salt_call; salt_call()"]
-    run([*salt_call, "--local", "--config-dir", config_dir, "saltutil.sync_all"], cwd=tmp_path)
-
-    extmods = tmp_path / "root" / "var" / "cache" / "salt" / "minion" / "extmods"
-    assert_delivered(environment.load(config_dir, expected), expected, extmods)
+    gitfs = {"fileserver_backend": ["gitfs"], "gitfs_remotes": [f"file://{source}"], "gitfs_base": "main"}
+    configure(config_dir, file_roots={}, **gitfs)
+    extmods = environment.sync(config_dir)
+    assert_delivered(environment.load(config_dir, expected), expected, repo, extmods)
 
 
 def test_a_pip_installed_package_loads_every_function_and_carries_nothing_else(
@@ -158,13 +172,43 @@ def test_a_pip_installed_package_loads_every_function_and_carries_nothing_else(
 ):
     environment.pip("install", source)
 
-    assert_delivered(environment.load(config_dir, expected), expected, environment.packages)
+    assert_delivered(environment.load(config_dir, expected), expected, repo, environment.packages)
     installed = {str(path.relative_to(environment.packages)) for path in environment.packages.rglob("*.py")}
     ours = {f"saltext/kgraft/{kind}/{path.name}" for kind in KINDS for path in (repo / f"_{kind}").glob("*.py")}
     assert installed == ours | {"saltext/kgraft/__init__.py", "saltext/kgraft/loader.py"}
 
 
-def test_an_editable_installation_loads_every_function_from_the_checkout(environment, source, expected, config_dir):
+def test_an_editable_installation_loads_every_function_from_the_checkout(
+    environment, source, repo, expected, config_dir
+):
     environment.pip("install", "--editable", source)
 
-    assert_delivered(environment.load(config_dir, expected), expected, source)
+    assert_delivered(environment.load(config_dir, expected), expected, repo, source)
+
+
+def test_a_minion_whose_module_dirs_name_the_checkout_loads_every_function(
+    environment, source, repo, expected, config_dir
+):
+    configure(config_dir, module_dirs=[str(source)])
+
+    assert_delivered(environment.load(config_dir, expected), expected, repo, source)
+
+
+def test_a_synced_copy_comes_before_an_installed_one_with_all_its_rooms(
+    environment, source, repo, expected, config_dir
+):
+    environment.pip("install", source)
+
+    extmods = environment.sync(config_dir)
+    assert_delivered(environment.load(config_dir, expected), expected, repo, extmods)
+
+
+def test_a_private_sibling_is_no_module_of_its_own(environment, source, config_dir):
+    configure(config_dir, module_dirs=[str(source)])
+    salt_call = [environment.python, "-c", "from salt.scripts import salt_call; salt_call()"]
+    asked = [*salt_call, "--local", "--config-dir", config_dir, "--out=json", "sys.doc"]
+    told = json.loads(run(asked, cwd=config_dir))["local"]
+    assert "Raises ``CommandExecutionError``" in told["kgraft.status"]
+    assert {name.split(".")[0] for name in told if "kgraft" in name} == {
+        path.stem for path in (source / "_modules").glob("[!_]*.py")
+    }

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lab import Lab, zoo
+from lab import Lab, procfs, samples, wait_until
 
 ONE, TWO = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1"
 SLEEPERS = ["sleep", "pause", "poll", "epoll", "read", "futex"]
@@ -18,13 +18,13 @@ PERIOD = 0.2
 
 
 @contextlib.contextmanager
-def running(tmp_path, kinds=(), **told):
+def running(tmp_path, kinds=(), **options):
     """A lab that watches one process of each kind; gives the lab and the processes."""
     with contextlib.ExitStack() as stack:
-        animals = [stack.enter_context(zoo.keep(kind)) for kind in kinds]
-        told.setdefault("period", PERIOD)
-        lab = stack.enter_context(Lab(tmp_path / "root", pids=[animal.pid for animal in animals], **told))
-        yield (lab, *animals)
+        processes = [stack.enter_context(samples.process(kind)) for kind in kinds]
+        options.setdefault("period", PERIOD)
+        lab = stack.enter_context(Lab(tmp_path / "root", pids=[process.pid for process in processes], **options))
+        yield (lab, *processes)
 
 
 def read(lab, path):
@@ -44,19 +44,19 @@ def state(lab, name):
 
 
 def settled(lab):
-    zoo.wait_until(lambda: not in_progress(lab), "settled")
+    wait_until(lambda: not in_progress(lab), "settled")
 
 
 def several_checks(lab):
     """Wait until the kernel looked so often that what can cross did: a fake signal shows one check later."""
-    zoo.wait_until(lambda: lab.checks >= 3, "three checks")
+    wait_until(lambda: lab.checks >= 3, "three checks")
 
 
-def poke(animal):
+def poke(process):
     """STOP, then CONT once every thread has stopped: a CONT too early cancels a stop that threads did not see yet."""
-    os.kill(animal.pid, signal.SIGSTOP)
-    zoo.wait_until(lambda: {letter for letter, _ in animal.switches()} == {"T"}, "stopped")
-    os.kill(animal.pid, signal.SIGCONT)
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_until(lambda: {letter for letter, _ in process.switches()} == {"T"}, "stopped")
+    os.kill(process.pid, signal.SIGCONT)
 
 
 def test_the_first_line_says_that_it_is_not_a_kernel(tmp_path):
@@ -76,129 +76,129 @@ def test_an_idle_kernel_settles_at_its_first_check(tmp_path):
 
 @pytest.mark.parametrize("kind", SLEEPERS)
 def test_a_sleeper_blocks_until_it_is_stopped_and_continued(tmp_path, kind):
-    with running(tmp_path, [kind]) as (lab, animal):
+    with running(tmp_path, [kind]) as (lab, process):
         lab.load(ONE)
         several_checks(lab)
-        assert flagged(lab, animal.pid)
+        assert flagged(lab, process.pid)
         assert in_progress(lab)
 
-        os.kill(animal.pid, signal.SIGSTOP)
-        os.kill(animal.pid, signal.SIGCONT)
+        os.kill(process.pid, signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGCONT)
 
-        zoo.wait_until(lambda: not flagged(lab, animal.pid), "crossed")
+        wait_until(lambda: not flagged(lab, process.pid), "crossed")
         settled(lab)
         assert state(lab, ONE) == {2}
         assert "kgr: still in progress after timeout, will keep trying every 0.2 seconds" in lab.log
 
 
 def test_sigstop_alone_frees_a_sleeper_while_it_is_stopped(tmp_path):
-    with running(tmp_path, ["sleep"]) as (lab, animal):
+    with running(tmp_path, ["sleep"]) as (lab, process):
         lab.load(ONE)
-        os.kill(animal.pid, signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGSTOP)
         settled(lab)
-        assert animal.letter == "T"
+        assert process.letter == "T"
 
 
 @pytest.mark.parametrize("number", [signal.SIGCONT, 0, signal.SIGURG], ids=["SIGCONT", "signal 0", "an ignored signal"])
 def test_what_does_not_run_a_sleeper_does_not_free_it(tmp_path, number):
-    with running(tmp_path, ["sleep"]) as (lab, animal):
+    with running(tmp_path, ["sleep"]) as (lab, process):
         lab.load(ONE)
-        os.kill(animal.pid, number)
+        os.kill(process.pid, number)
         several_checks(lab)
-        assert flagged(lab, animal.pid)
+        assert flagged(lab, process.pid)
         assert in_progress(lab)
 
 
 @pytest.mark.parametrize("kind", ["stopped", "vfork", "traced"])
 @pytest.mark.parametrize("fake_signal", [False, True])
 def test_what_cannot_run_stays_with_and_without_the_fake_signal(tmp_path, kind, fake_signal):
-    with running(tmp_path, [kind], fake_signal=fake_signal) as (lab, animal):
+    with running(tmp_path, [kind], fake_signal=fake_signal) as (lab, process):
         lab.load(ONE)
         several_checks(lab)
-        assert flagged(lab, animal.pid)
+        assert flagged(lab, process.pid)
         assert in_progress(lab)
 
 
 def test_the_fake_signal_frees_a_sleeper_and_sends_nothing(tmp_path):
-    with running(tmp_path, ["sleep"], fake_signal=True) as (lab, animal):
-        before = animal.switches()
+    with running(tmp_path, ["sleep"], fake_signal=True) as (lab, process):
+        before = process.switches()
         lab.load(ONE)
         settled(lab)
-        assert animal.switches() == before
+        assert process.switches() == before
 
 
 def test_a_zombie_keeps_its_flag_but_does_not_hold_a_late_kernel_up(tmp_path):
-    with running(tmp_path, ["zombie"]) as (lab, animal):
+    with running(tmp_path, ["zombie"]) as (lab, process):
         lab.load(ONE)
         settled(lab)
-        assert flagged(lab, animal.pid)
+        assert flagged(lab, process.pid)
 
 
 def test_a_zombie_holds_an_old_kernel_up(tmp_path):
-    with running(tmp_path, ["zombie"], old=True) as (lab, animal):
+    with running(tmp_path, ["zombie"], old=True) as (lab, process):
         lab.load(ONE)
         several_checks(lab)
         assert in_progress(lab)
 
 
 def test_a_busy_process_clears_by_itself(tmp_path):
-    with running(tmp_path, ["busy"]) as (lab, animal):
+    with running(tmp_path, ["busy"]) as (lab, process):
         lab.load(ONE)
         settled(lab)
-        assert not flagged(lab, animal.pid)
+        assert not flagged(lab, process.pid)
 
 
 def test_a_poke_frees_every_thread(tmp_path):
-    with running(tmp_path, ["threads"]) as (lab, animal):
+    with running(tmp_path, ["threads"]) as (lab, process):
         lab.load(ONE)
-        assert all(flagged(lab, animal.pid, tid) for tid in animal.tids)
-        poke(animal)
+        assert all(flagged(lab, process.pid, tid) for tid in process.tids)
+        poke(process)
         settled(lab)
-        assert not any(flagged(lab, animal.pid, tid) for tid in animal.tids)
+        assert not any(flagged(lab, process.pid, tid) for tid in process.tids)
 
 
 def test_a_process_that_ends_holds_nothing_up(tmp_path):
-    with running(tmp_path) as (lab,), zoo.keep("sleep") as animal:
-        lab.watch(animal.pid)
+    with running(tmp_path) as (lab,), samples.process("sleep") as process:
+        lab.watch(process.pid)
         lab.load(ONE)
         assert in_progress(lab)
-        os.kill(animal.pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         settled(lab)
 
 
 def test_a_task_born_during_a_transition_starts_unflagged(tmp_path):
     with running(tmp_path, ["stopped"]) as (lab, _):
         lab.load(ONE)
-        with zoo.keep("sleep") as born:
+        with samples.process("sleep") as born:
             lab.watch(born.pid)
             assert not flagged(lab, born.pid)
 
 
 def test_a_watched_process_shows_its_real_letter_and_start_time(tmp_path):
-    with running(tmp_path, ["sleep"]) as (lab, animal):
-        lab.watch(animal.pid)
-        for name in ("stat", "cgroup", "cmdline", f"task/{animal.pid}/stat"):
-            with open(f"/proc/{animal.pid}/{name}") as real:
-                assert read(lab, f"proc/{animal.pid}/{name}") == real.read()
-        os.kill(animal.pid, signal.SIGSTOP)
-        zoo.wait_until(lambda: "State:\tT" in read(lab, f"proc/{animal.pid}/status"), "the live letter")
+    with running(tmp_path, ["sleep"]) as (lab, process):
+        lab.watch(process.pid)
+        for name in ("stat", "cgroup", "cmdline", f"task/{process.pid}/stat"):
+            with open(f"/proc/{process.pid}/{name}") as real:
+                assert read(lab, f"proc/{process.pid}/{name}") == real.read()
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_until(lambda: "State:\tT" in read(lab, f"proc/{process.pid}/status"), "the live letter")
 
 
 def test_nothing_but_what_it_was_given_is_watched(tmp_path):
-    with running(tmp_path, ["sleep"]) as (lab, animal):
+    with running(tmp_path, ["sleep"]) as (lab, process):
         lab.load(ONE)
         shown = {int(path.name) for path in (lab.root / "proc").iterdir() if path.name.isdigit()}
-    assert shown == {1, animal.pid}
+    assert shown == {1, process.pid}
 
 
 def test_a_control_group_is_watched(tmp_path):
     """Any directory with a cgroup.procs, so that the test needs no writable hierarchy."""
-    with zoo.keep("sleep") as animal:
+    with samples.process("sleep") as process:
         (tmp_path / "group/below").mkdir(parents=True)
-        (tmp_path / "group/below/cgroup.procs").write_text(f"{animal.pid}\n")
+        (tmp_path / "group/below/cgroup.procs").write_text(f"{process.pid}\n")
         with Lab(tmp_path / "root", period=PERIOD, cgroups=[tmp_path / "group"]) as lab:
             lab.load(ONE)
-            assert flagged(lab, animal.pid)
+            assert flagged(lab, process.pid)
 
 
 def test_a_second_patch_is_refused_while_one_runs(tmp_path):
@@ -245,11 +245,11 @@ def test_a_stacked_patch_must_be_reverted_before_the_one_below(tmp_path):
 
 
 def test_a_revert_is_refused_while_a_patch_is_applied_and_after_a_revert(tmp_path):
-    with running(tmp_path, ["stopped"]) as (lab, animal):
+    with running(tmp_path, ["stopped"]) as (lab, process):
         lab.load(ONE)
         with pytest.raises(OSError) as running_one:
             lab.revert(ONE)
-        animal.end()
+        process.end()
         settled(lab)
         lab.revert(ONE)
         settled(lab)
@@ -259,15 +259,15 @@ def test_a_revert_is_refused_while_a_patch_is_applied_and_after_a_revert(tmp_pat
 
 
 def test_a_byte_written_to_revert_starts_one_and_a_sleeper_blocks_it(tmp_path):
-    with running(tmp_path) as (lab,), zoo.keep("sleep") as animal:
+    with running(tmp_path) as (lab,), samples.process("sleep") as process:
         lab.load(ONE)
         settled(lab)
-        lab.watch(animal.pid)
+        lab.watch(process.pid)
         (lab.root / f"sys/kernel/kgraft/{ONE}/revert").write_bytes(b"1")
         assert in_progress(lab)
         assert state(lab, ONE) == {3}
-        assert flagged(lab, animal.pid)
-        poke(animal)
+        assert flagged(lab, process.pid)
+        poke(process)
         settled(lab)
         assert state(lab, ONE) == {4}
         assert lab.log[-2:] == [f"kgr: reverting patch '{ONE}'", "kgr: unpatching succeeded"]
@@ -277,35 +277,35 @@ def test_a_refused_write_changes_nothing_and_the_log_tells_its_errno(tmp_path):
     with running(tmp_path, ["stopped"]) as (lab, _):
         lab.load(ONE)
         (lab.root / f"sys/kernel/kgraft/{ONE}/revert").write_bytes(b"1")
-        zoo.wait_until(lambda: any("EAGAIN" in line for line in lab.log), "the refusal")
+        wait_until(lambda: any("EAGAIN" in line for line in lab.log), "the refusal")
         assert state(lab, ONE) == {1}
 
 
 def test_a_zero_written_to_in_progress_drops_every_flag_and_the_next_check_ends(tmp_path):
-    with running(tmp_path, ["stopped"], stuck_threads=["bad_driver"]) as (lab, animal):
+    with running(tmp_path, ["stopped"], stuck_threads=["bad_driver"]) as (lab, process):
         lab.load(ONE)
         (lab.root / "sys/kernel/kgraft/in_progress").write_bytes(b"0")
         settled(lab)
-        zoo.wait_until(lambda: state(lab, ONE) == {2}, "applied")
-        assert not flagged(lab, animal.pid)
+        wait_until(lambda: state(lab, ONE) == {2}, "applied")
+        assert not flagged(lab, process.pid)
         assert any(line.startswith("WARNING") for line in lab.log)
 
 
 def test_a_zero_written_when_idle_drops_a_flag_that_was_left_over(tmp_path):
-    with running(tmp_path, ["zombie"]) as (lab, animal):
+    with running(tmp_path, ["zombie"]) as (lab, process):
         lab.load(ONE)
         settled(lab)
-        assert flagged(lab, animal.pid)
+        assert flagged(lab, process.pid)
         (lab.root / "sys/kernel/kgraft/in_progress").write_bytes(b"0")
-        zoo.wait_until(lambda: not flagged(lab, animal.pid), "dropped")
+        wait_until(lambda: not flagged(lab, process.pid), "dropped")
 
 
 def test_anything_else_written_to_in_progress_is_put_back(tmp_path):
-    with running(tmp_path, ["stopped"]) as (lab, animal):
+    with running(tmp_path, ["stopped"]) as (lab, process):
         lab.load(ONE)
         (lab.root / "sys/kernel/kgraft/in_progress").write_bytes(b"nonsense\n")
-        zoo.wait_until(lambda: read(lab, "sys/kernel/kgraft/in_progress") == "1\n", "put back")
-        assert flagged(lab, animal.pid)
+        wait_until(lambda: read(lab, "sys/kernel/kgraft/in_progress") == "1\n", "put back")
+        assert flagged(lab, process.pid)
 
 
 def test_a_stuck_kernel_thread_is_shown_and_told_apart(tmp_path):
@@ -365,24 +365,24 @@ def test_insmod_takes_the_name_from_the_file_and_rmmod_removes_it(tmp_path):
 
 
 def test_its_children_end_with_it_the_stopped_ones_and_grandchildren_too(tmp_path):
-    grandchild = [sys.executable, "-m", "lab.zoo", "stopped"]
+    grandchild = [sys.executable, "-m", "lab.samples", "stopped"]
     with running(tmp_path, run=["sleep 3600", ["sh", "-c", " ".join(grandchild) + "; :"]]) as (lab,):
         lab.load(ONE)
         shown = [path.name for path in (lab.root / "proc").iterdir() if path.name.isdigit() and path.name != "1"]
         assert len(shown) == 3
-    assert [pid for pid in shown if os.path.exists(f"/proc/{pid}") and zoo.procfs.stat(pid)["letter"] != "Z"] == []
+    assert [pid for pid in shown if os.path.exists(f"/proc/{pid}") and procfs.stat(pid)["letter"] != "Z"] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_it_and_leaves_a_watched_process_as_it_was(tmp_path, number):
-    with zoo.keep("sleep") as animal:
-        lab = Lab(tmp_path / "root", pids=[animal.pid], period=PERIOD)
+    with samples.process("sleep") as process:
+        lab = Lab(tmp_path / "root", pids=[process.pid], period=PERIOD)
         with lab:
             lab.load(ONE)
-            before = animal.switches()
+            before = process.switches()
             os.kill(lab.pid, number)
-            zoo.wait_until(lambda: not (lab.root / "lab.sock").exists(), "ended")
-        assert animal.switches() == before
+            wait_until(lambda: not (lab.root / "lab.sock").exists(), "ended")
+        assert process.switches() == before
 
 
 def test_it_ends_with_whoever_started_it_even_by_sigkill(tmp_path):
@@ -393,7 +393,7 @@ def test_it_ends_with_whoever_started_it_even_by_sigkill(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
         pid = int(starter.stdout.readline())
         starter.kill()
-    zoo.wait_until(lambda: (zoo.procfs.stat(pid) or {"letter": "Z"})["letter"] == "Z", "the lab ended")
+    wait_until(lambda: (procfs.stat(pid) or {"letter": "Z"})["letter"] == "Z", "the lab ended")
 
 
 def test_it_takes_no_directory_with_a_proc_of_its_own(tmp_path):

@@ -1,4 +1,4 @@
-"""The lab's second personality over real processes: upstream livepatch."""
+"""The lab's second interface over real processes: upstream livepatch."""
 
 import contextlib
 import errno
@@ -8,18 +8,18 @@ import subprocess
 
 import pytest
 
-from lab import Lab, zoo
+from lab import Lab, samples, wait_until
 
 ONE, TWO = "livepatch_1_1_1", "livepatch_2_1_1"
 PERIOD = 0.1
 
 
 @contextlib.contextmanager
-def running(tmp_path, kinds=(), **told):
+def running(tmp_path, kinds=(), **options):
     with contextlib.ExitStack() as stack:
-        animals = [stack.enter_context(zoo.keep(kind)) for kind in kinds]
-        told = dict({"period": PERIOD, "pids": [animal.pid for animal in animals]}, **told)
-        yield (stack.enter_context(Lab(tmp_path / "root", "livepatch", **told)), *animals)
+        processes = [stack.enter_context(samples.process(kind)) for kind in kinds]
+        options = dict({"period": PERIOD, "pids": [process.pid for process in processes]}, **options)
+        yield (stack.enter_context(Lab(tmp_path / "root", "livepatch", **options)), *processes)
 
 
 def shown(lab, name):
@@ -45,12 +45,12 @@ def write(lab, name, file, content):
 
 
 def shows(lab, name, what):
-    zoo.wait_until(lambda: shown(lab, name) == what, f"{name} shows {what}")
+    wait_until(lambda: shown(lab, name) == what, f"{name} shows {what}")
 
 
-def poke(animal):
-    os.kill(animal.pid, signal.SIGSTOP)
-    os.kill(animal.pid, signal.SIGCONT)
+def poke(process):
+    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGCONT)
 
 
 def test_there_is_no_global_flag(tmp_path):
@@ -71,35 +71,35 @@ def test_an_idle_kernel_is_patched_at_once(tmp_path):
 
 
 def test_a_sleeper_shows_0_while_a_patch_is_applied_until_it_is_poked(tmp_path):
-    with running(tmp_path, ["sleep"]) as (lab, animal):
+    with running(tmp_path, ["sleep"]) as (lab, process):
         lab.load(ONE)
         assert shown(lab, ONE) == (1, 1)
-        assert patch_state(lab, animal.pid) == 0
+        assert patch_state(lab, process.pid) == 0
         assert patch_state(lab, 1) == 1
-        poke(animal)
+        poke(process)
         shows(lab, ONE, (1, 0))
-        assert patch_state(lab, animal.pid) == -1
+        assert patch_state(lab, process.pid) == -1
 
 
 def test_a_disable_reads_0_at_once_and_its_blockers_show_1(tmp_path):
-    with running(tmp_path) as (lab,), zoo.keep("sleep") as animal:
+    with running(tmp_path) as (lab,), samples.process("sleep") as process:
         lab.load(ONE)
-        lab.watch(animal.pid)
+        lab.watch(process.pid)
         write(lab, ONE, "enabled", b"0")
         shows(lab, ONE, (0, 1))
-        assert patch_state(lab, animal.pid) == 1
+        assert patch_state(lab, process.pid) == 1
         assert patch_state(lab, 1) == 0
-        poke(animal)
+        poke(process)
         shows(lab, ONE, None)
         assert lab.log[-1] == f"livepatch: '{ONE}': unpatching complete"
 
 
 def test_a_zero_in_mid_air_reverses_the_transition(tmp_path):
-    with running(tmp_path, ["stopped"]) as (lab, animal):
+    with running(tmp_path, ["stopped"]) as (lab, process):
         lab.load(ONE)
         write(lab, ONE, "enabled", b"0")
         shows(lab, ONE, None)
-        assert patch_state(lab, animal.pid) == -1
+        assert patch_state(lab, process.pid) == -1
 
 
 def test_the_module_stays_after_its_directory_vanished_and_can_be_unloaded_then(tmp_path):
@@ -137,12 +137,12 @@ def test_a_second_patch_during_a_transition_is_busy(tmp_path):
 
 
 def test_force_ends_a_transition_and_leaves_the_blocker_alone(tmp_path):
-    with running(tmp_path, ["stopped"]) as (lab, animal):
-        before = animal.switches()
+    with running(tmp_path, ["stopped"]) as (lab, process):
+        before = process.switches()
         lab.load(ONE)
         write(lab, ONE, "force", b"1")
         shows(lab, ONE, (1, 0))
-        assert animal.switches() == before
+        assert process.switches() == before
 
 
 def test_the_fake_signal_comes_at_every_fifteenth_check(tmp_path):
@@ -153,14 +153,14 @@ def test_the_fake_signal_comes_at_every_fifteenth_check(tmp_path):
 
 
 def test_without_the_fake_signal_a_sleeper_stays(tmp_path):
-    with running(tmp_path, ["sleep"], period=0.02, fake_signal=False) as (lab, animal):
+    with running(tmp_path, ["sleep"], period=0.02, fake_signal=False) as (lab, process):
         lab.load(ONE)
-        zoo.wait_until(lambda: lab.checks >= 20, "more than fifteen checks")
-        assert patch_state(lab, animal.pid) == 0
+        wait_until(lambda: lab.checks >= 20, "more than fifteen checks")
+        assert patch_state(lab, process.pid) == 0
 
 
 def test_the_leaders_file_says_nothing_about_its_threads(tmp_path):
-    with running(tmp_path, ["threads"]) as (lab, animal):
+    with running(tmp_path, ["threads"]) as (lab, process):
         lab.load(ONE)
-        assert {patch_state(lab, animal.pid, tid) for tid in animal.tids} == {0}
-        assert patch_state(lab, animal.pid) == patch_state(lab, animal.pid, animal.pid)
+        assert {patch_state(lab, process.pid, tid) for tid in process.tids} == {0}
+        assert patch_state(lab, process.pid) == patch_state(lab, process.pid, process.pid)

@@ -3,7 +3,7 @@
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from lab import Lab, zoo
+from lab import Lab, samples, wait_until
 
 ONE, TWO = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1"
 
@@ -27,12 +27,12 @@ def test_salts_kmod_loads_lists_and_removes_a_patch(tmp_path, salt_on):
         assert salt.kmod.load("livepatch_1_1_1") == ["livepatch_1_1_1"]
         assert salt.kmod.is_loaded("livepatch_1_1_1")
         lab.revert("livepatch-1-1_1")
-        zoo.wait_until(lambda: " 0 " in (lab.root / "proc/modules").read_text(), "disabled")
+        wait_until(lambda: " 0 " in (lab.root / "proc/modules").read_text(), "disabled")
         assert salt.kmod.remove("livepatch_1_1_1") == ["livepatch_1_1_1"]
 
 
 def test_salts_kmod_answers_in_words_when_a_transition_runs(tmp_path, salt_on):
-    with zoo.keep("stopped") as animal, Lab(tmp_path / "lab", pids=[animal.pid], install=[ONE, TWO]) as lab:
+    with samples.process("stopped") as process, Lab(tmp_path / "lab", pids=[process.pid], install=[ONE, TWO]) as lab:
         salt = salt_on(lab)
         salt.kmod.load("kgraft_patch_1_2_1")
         assert "Resource temporarily unavailable" in salt.kmod.load("kgraft_patch_2_2_1")
@@ -40,7 +40,11 @@ def test_salts_kmod_answers_in_words_when_a_transition_runs(tmp_path, salt_on):
 
 
 def test_the_whole_job_from_load_to_ready(tmp_path, salt_on):
-    with zoo.keep("sleep") as sleeper, zoo.keep("threads") as threads, zoo.keep("stopped") as stopped:
+    with (
+        samples.process("sleep") as sleeper,
+        samples.process("threads") as threads,
+        samples.process("stopped") as stopped,
+    ):
         pids = [sleeper.pid, threads.pid, stopped.pid]
         with Lab(tmp_path / "lab", period=0.2, pids=pids, install=[ONE]) as lab:
             salt = salt_on(lab)
@@ -51,7 +55,7 @@ def test_the_whole_job_from_load_to_ready(tmp_path, salt_on):
 
             assert {task["pid"] for task in poked["poked"]} == {sleeper.pid, threads.pid}
             assert {task["pid"] for task in poked["skipped"]} == {stopped.pid}
-            with pytest.raises(CommandExecutionError, match=f"zoo-stopped .{stopped.pid}. stopped"):
+            with pytest.raises(CommandExecutionError, match=f"sample-stopped .{stopped.pid}. stopped"):
                 salt.kgraft.wait(timeout=0.5)
             stopped.end()
             salt.kgraft.wait(timeout=20)
@@ -59,7 +63,7 @@ def test_the_whole_job_from_load_to_ready(tmp_path, salt_on):
 
 
 def test_a_revert_reaches_the_kernel_through_its_file(tmp_path, salt_on):
-    with zoo.keep("stopped") as stopped, Lab(tmp_path / "lab", period=0.2) as lab:
+    with samples.process("stopped") as stopped, Lab(tmp_path / "lab", period=0.2) as lab:
         salt = salt_on(lab)
         lab.load(ONE)
         salt.kgraft.wait(timeout=20)

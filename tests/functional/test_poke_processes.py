@@ -1,21 +1,28 @@
-"""A poke over real processes: it frees them, spares strangers, and leaves nobody stopped, whoever is killed when."""
+"""A poke over real processes: it frees them, spares strangers, and leaves nobody held, whoever is killed when."""
 
 import contextlib
 import os
+import pty
 import random
 import resource
 import signal
 import subprocess
 import sys
-import textwrap
+import tempfile
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from lab import Lab, zoo
+from lab import Lab, procfs, samples, wait_until
+from tests.conftest import load_file
+from tests.support.poke_rounds import TRAPS, letters, switches
+from tests.support.soak import rounds
 
 PATCH = "kgraft-patch-2-2_1"
+BOTH = pytest.mark.parametrize("method", ["trace", "signals"])
 THREADS = """
 import threading, time
 for _ in range(7):
@@ -25,26 +32,13 @@ time.sleep(3600)
 """
 
 
-def _stat(pid):
-    with open(f"/proc/{pid}/stat", "rb") as stat:
-        return stat.read().rpartition(b")")[2].split()
-
-
-def _letter(pid):
-    return _stat(pid)[0].decode()
-
-
-def _switches(pid):
-    sums = {}
-    for tid in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{tid}/status", encoding="utf-8", errors="replace") as status:
-            sums[tid] = sum(int(line.split()[1]) for line in status if "ctxt_switches" in line)
-    return sums
+def _start_time(pid):
+    return procfs.stat(pid)["start_time"]
 
 
 @pytest.fixture
-def herd():
-    """``herd(single, threaded)``: that many sleeping processes of ours, asleep when it returns."""
+def sleepers():
+    """``sleepers(single, threaded)``: that many sleeping processes of ours, asleep when it returns."""
     with contextlib.ExitStack() as stack:
 
         def start(single=0, threaded=0):
@@ -58,8 +52,7 @@ def herd():
                 processes.append(process)
             for process in processes[single:]:
                 process.stdout.readline()
-            pids = [process.pid for process in processes]
-            zoo.wait_until(lambda: all(_letter(pid) == "S" for pid in pids), "everybody asleep")
+            wait_until(lambda: all(letters(process.pid) == {"S"} for process in processes), "everybody asleep")
             return processes
 
         yield start
@@ -70,16 +63,6 @@ def _end(process):
     process.wait()
     if process.stdout:
         process.stdout.close()
-
-
-def _no_poke(monkeypatch):
-    kill = os.kill
-
-    def refuse(pid, number):
-        assert number not in (signal.SIGSTOP, signal.SIGCONT), f"{pid} was poked"
-        kill(pid, number)
-
-    monkeypatch.setattr(os, "kill", refuse)
 
 
 def _flag(kernel, pid):
@@ -94,124 +77,206 @@ def moving(kernel):
 
 
 @pytest.fixture
-def impatient(kgraft, monkeypatch):
-    """Files clear no flag, so do not wait for it."""
-    monkeypatch.setattr(kgraft, "_crossed", lambda pids: None)
+def quick(kgraft):
+    """The module; files clear no flag, so it does not wait for that, and the parent, pytest, is one that notices."""
+    kgraft.poking._await_crossing = lambda root, pids: None
+    kgraft.poking._notices = lambda parent: None
     return kgraft
 
 
+@pytest.fixture
+def during(quick, monkeypatch):
+    """``during(call)``: ``call(pid)`` after each process that was poked."""
+
+    def hook(call):
+        real = quick.poking.Poker.poke
+
+        def poke(self, pid, *order):
+            words = real(self, pid, *order)
+            call(pid)
+            return words
+
+        monkeypatch.setattr(quick.poking.Poker, "poke", poke)
+
+    return hook
+
+
+@BOTH
 def test_200_processes_are_woken_with_all_their_threads_and_those_that_end_are_told(
-    moving, impatient, herd, monkeypatch
+    moving, quick, sleepers, during, method
 ):
-    processes = herd(single=160, threaded=40)
+    processes = sleepers(single=160, threaded=40)
     for process in processes:
         _flag(moving, process.pid)
-    before = {process.pid: _switches(process.pid) for process in processes}
+    before = {process.pid: switches(process.pid) for process in processes}
     doomed = processes[100:110] + processes[170:175]
-    real_kill, sent = os.kill, []
+    poked = []
 
-    def end_some_on_the_way(pid, number):
-        real_kill(pid, number)
-        if number == signal.SIGCONT:
-            sent.append(pid)
-        if number == signal.SIGCONT and len(sent) == 20:
+    def end_some_on_the_way(pid):
+        poked.append(pid)
+        if len(poked) == 20:
             for process in doomed:
                 _end(process)
                 moving.exit(process.pid)
 
-    monkeypatch.setattr(os, "kill", end_some_on_the_way)
-    answer = impatient.poke()
+    during(end_some_on_the_way)
+    answer = quick.poke(method=method)
     gone = {process.pid for process in doomed}
     assert {task["pid"] for task in answer["poked"]} | set(answer["vanished"]) == set(before)
     assert set(answer["vanished"]) == gone
-    assert set(sent) == set(before) - gone
+    assert set(poked) == set(before) - gone
     living = set(before) - gone
 
     def woken():
-        return all(now > before[pid][tid] for pid in living for tid, now in _switches(pid).items())
+        return all(now > before[pid][tid] for pid in living for tid, now in switches(pid).items())
 
-    zoo.wait_until(woken, "every thread has run")
-    assert {_letter(pid) for pid in living} == {"S"}
+    wait_until(woken, "every thread has run")
+    wait_until(lambda: {letter for pid in living for letter in letters(pid)} == {"S"}, "everybody asleep again")
 
 
-def test_stop_and_continue_come_per_process_and_in_this_order(moving, impatient, herd, monkeypatch):
-    processes = herd(single=3)
-    for process in processes:
-        _flag(moving, process.pid)
+@BOTH
+def test_test_mode_wakes_nobody(moving, quick, sleepers, method):
+    (process,) = sleepers(single=1)
+    _flag(moving, process.pid)
+    before = switches(process.pid)
+    answer = quick.poke(test=True, method=method)
+    assert [task["pid"] for task in answer["poked"]] == [process.pid]
+    assert switches(process.pid) == before
+
+
+# The process that pokes, alone
+
+
+@pytest.fixture
+def poker(quick):
+    """``poker(method)``: the process that pokes; ``.poke(pid, start_time, tids)`` is what came of each thread."""
+    with contextlib.ExitStack() as stack:
+
+        def start(method):
+            return stack.enter_context(contextlib.closing(quick.poking.Poker(method)))
+
+        yield start
+
+
+@BOTH
+def test_a_process_with_another_start_time_is_another_one_and_not_touched(poker, sleepers, method):
+    (process,) = sleepers(threaded=1)
+    tids, before = procfs.Processes().threads(process.pid), switches(process.pid)
+    words = poker(method).poke(process.pid, _start_time(process.pid) + 1, tids)
+    assert set(words.values()) == {"other"}
+    assert switches(process.pid) == before
+
+
+def test_a_thread_of_another_process_is_not_traced(poker, sleepers):
+    mine, other = sleepers(single=2)
+    before = switches(other.pid)
+    assert poker("trace").poke(mine.pid, _start_time(mine.pid), [other.pid, mine.pid]) == {
+        other.pid: "gone",
+        mine.pid: "moved",
+    }
+    assert switches(other.pid) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "word"),
+    [
+        *((method, kind, "moved") for method in ("trace", "signals") for kind in ("sleep", "futex", "threads", "read")),
+        *((method, kind, "stopped") for method in ("trace", "signals") for kind in ("stopped", "traced")),
+        # by signals these are refused before: tests/unit/test_kgraft_poke.py
+        ("trace", "vfork", "uninterruptible"),
+        ("trace", "busy", "running"),
+        ("trace", "zombie", "ended"),
+    ],
+)
+def test_each_state_has_its_word_and_stays_as_it_was(poker, method, kind, word):
+    with samples.process(kind) as sample:
+        before = letters(sample.pid)
+        words = poker(method).poke(sample.pid, _start_time(sample.pid), sample.tids)
+        assert set(words.values()) == {word}
+        wait_until(lambda: letters(sample.pid) == before, "as it was")
+
+
+def test_a_thread_that_does_not_stop_is_let_go_by_the_end_of_the_process_that_pokes(poker, quick, sleepers):
+    (free,) = sleepers(single=1)
+    quick.poking.SOURCE = quick.poking.SOURCE.replace('"D": "uninterruptible", ', "")
+    with samples.process("vfork") as sample:
+        asked = poker("trace")
+        assert asked.poke(sample.pid, _start_time(sample.pid), sample.tids) == {sample.pid: "unreachable"}
+        assert asked.process is None
+        assert (sample.letter, _tracer(sample.pid)) == ("D", 0)
+        assert asked.poke(free.pid, _start_time(free.pid), [free.pid]) == {free.pid: "moved"}
+
+
+def _tracer(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("TracerPid"))
+
+
+def test_stop_comes_after_a_continue_that_was_allowed_and_before_the_other(sleepers, monkeypatch):
+    poker = load_file("_modules/_kgraft_poker.py")
+    (process,) = sleepers(single=1)
     real_kill, sent = os.kill, []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)) or real_kill(pid, number))
-    impatient.poke()
-    order = sorted(process.pid for process in processes)
-    assert sent == [(pid, number) for pid in order for number in (signal.SIGSTOP, signal.SIGCONT)]
+    assert poker.stop_and_continue(process.pid, str(_start_time(process.pid)).encode(), [process.pid]) == ["moved"]
+    assert sent == [(process.pid, number) for number in (signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT)]
+    wait_until(lambda: letters(process.pid) == {"S"}, "asleep again")
 
 
-def test_test_mode_wakes_nobody(moving, impatient, herd):
-    (process,) = herd(single=1)
+def test_without_the_right_to_continue_nothing_is_stopped(sleepers, monkeypatch):
+    poker = load_file("_modules/_kgraft_poker.py")
+    (process,) = sleepers(single=1)
+    sent = []
+
+    def refuse(pid, number):
+        sent.append(number)
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", refuse)
+        assert poker.stop_and_continue(process.pid, str(_start_time(process.pid)).encode(), [1]) == ["EPERM"]
+    assert sent == [signal.SIGCONT]
+
+
+@BOTH
+def test_a_process_that_ends_right_before_has_vanished(moving, quick, sleepers, monkeypatch, method):
+    (process,) = sleepers(single=1)
     _flag(moving, process.pid)
-    before = _switches(process.pid)
-    answer = impatient.poke(test=True)
-    assert [task["pid"] for task in answer["poked"]] == [process.pid]
-    assert _switches(process.pid) == before
+    real = quick.poking.Poker.poke
+
+    def end_first(self, *order):
+        _end(process)
+        return real(self, *order)
+
+    monkeypatch.setattr(quick.poking.Poker, "poke", end_first)
+    answer = quick.poke(method=method)
+    assert (answer["poked"], answer["skipped"], answer["vanished"]) == ([], [], [process.pid])
 
 
-def test_a_pid_that_was_reused_since_the_walk_is_not_signalled(moving, impatient, herd, monkeypatch):
-    (process,) = herd(single=1)
+@BOTH
+def test_a_transition_that_ends_on_the_way_ends_the_poke(moving, quick, sleepers, during, method):
+    for process in sleepers(single=3):
+        _flag(moving, process.pid)
+    poked = []
+    during(lambda pid: poked.append(pid) or moving.finish())
+    answer = quick.poke(method=method)
+    assert len(poked) == len(answer["poked"]) == 1
+    assert (answer["count"], answer["complete"]) == (0, True)
+
+
+@BOTH
+def test_the_process_that_pokes_ends_with_the_poke(moving, quick, sleepers, monkeypatch, method):
+    (process,) = sleepers(single=1)
     _flag(moving, process.pid)
-    read = impatient._threads
-
-    def reuse(pid):
-        threads = read(pid)
-        # between the look and the signal the pid goes to another process
-        monkeypatch.setattr(
-            impatient, "_thread", lambda *args: threads[0]._replace(start_time=threads[0].start_time + 1)
-        )
-        return threads
-
-    monkeypatch.setattr(impatient, "_threads", reuse)
-    _no_poke(monkeypatch)
-    answer = impatient.poke(pids=process.pid)
-    assert (answer["poked"], answer["vanished"]) == ([], [process.pid])
-
-
-def test_a_process_stopped_since_the_walk_is_left_to_who_stopped_it(moving, impatient, herd, monkeypatch):
-    (process,) = herd(single=1)
-    _flag(moving, process.pid)
-    refusal = impatient._refusal
-
-    def stop_after_the_look(task, rules, lineage):
-        reason = refusal(task, rules, lineage)
-        os.kill(process.pid, signal.SIGSTOP)
-        zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped")
-        return reason
-
-    monkeypatch.setattr(impatient, "_refusal", stop_after_the_look)
-    answer = impatient.poke()
-    assert answer["skipped"][0]["reason"] == f"thread {process.pid} is stopped"
-    assert _letter(process.pid) == "T"
-
-
-def test_an_interrupted_poke_continues_what_it_stopped(moving, impatient, herd, monkeypatch):
-    (process,) = herd(threaded=1)
-    _flag(moving, process.pid)
-    monkeypatch.setattr(impatient, "_all_stopped", lambda pid: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        impatient.poke()
-    zoo.wait_until(lambda: _letter(process.pid) == "S", "continued")
-
-
-def test_the_guard_ends_with_the_poke(moving, impatient, herd, monkeypatch):
-    (process,) = herd(single=1)
-    _flag(moving, process.pid)
-    popen, guards = subprocess.Popen, []
+    popen, started = subprocess.Popen, []
     monkeypatch.setattr(
-        subprocess, "Popen", lambda *args, **options: guards.append(popen(*args, **options)) or guards[-1]
+        subprocess, "Popen", lambda *args, **options: started.append(popen(*args, **options)) or started[-1]
     )
-    impatient.poke()
-    assert [guard.returncode for guard in guards] == [0]
+    quick.poke(method=method)
+    assert [one.returncode for one in started] == [0]
 
 
-def test_the_guard_starts_where_descriptors_are_many(moving, impatient, herd):
-    (process,) = herd(single=1)
+def test_it_starts_where_descriptors_are_many(moving, quick, sleepers):
+    (process,) = sleepers(single=1)
     _flag(moving, process.pid)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
@@ -219,29 +284,30 @@ def test_the_guard_starts_where_descriptors_are_many(moving, impatient, herd):
         with contextlib.ExitStack() as stack:
             for _ in range(1100):  # select() takes none above 1023
                 stack.callback(os.close, os.dup(0))
-            assert len(impatient.poke()["poked"]) == 1
+            assert len(quick.poke()["poked"]) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_guard_whose_pipe_a_sibling_holds_ends_with_a_poke_that_fails(moving, impatient, herd, monkeypatch):
-    (process,) = herd(single=1)
+@BOTH
+def test_it_ends_with_a_poke_that_fails_though_a_sibling_holds_its_pipe(moving, quick, sleepers, during, method):
+    (process,) = sleepers(single=1)
     _flag(moving, process.pid)
     siblings = []
 
     def fork_then_fail(pid):
-        sibling = os.fork()  # as a minion that starts a job: it inherits the pipe to the guard
+        sibling = os.fork()  # as a minion that starts a job: it inherits the pipe
         if not sibling:
             signal.alarm(60)
             signal.pause()
         siblings.append(sibling)
-        raise CommandExecutionError("a look that failed")
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(impatient, "_threads", fork_then_fail)
+    during(fork_then_fail)
     began = time.monotonic()
     try:
-        with pytest.raises(CommandExecutionError, match="a look that failed"):
-            impatient.poke()
+        with pytest.raises(KeyboardInterrupt):
+            quick.poke(method=method)
         assert time.monotonic() - began < 30
     finally:
         for sibling in siblings:
@@ -249,81 +315,20 @@ def test_a_guard_whose_pipe_a_sibling_holds_ends_with_a_poke_that_fails(moving, 
             os.waitpid(sibling, 0)
 
 
-def test_a_process_that_ends_right_before_the_signal_has_vanished(moving, impatient, herd, monkeypatch):
-    (process,) = herd(single=1)
-    _flag(moving, process.pid)
-    real_kill = os.kill
-
-    def end_first(pid, number):
-        if number == signal.SIGSTOP:
-            _end(process)
-        real_kill(pid, number)
-
-    monkeypatch.setattr(os, "kill", end_first)
-    answer = impatient.poke()
-    assert (answer["poked"], answer["skipped"], answer["vanished"]) == ([], [], [process.pid])
-
-
-def test_a_process_that_may_not_be_signalled_is_skipped(moving, impatient, herd, monkeypatch):
-    (process,) = herd(single=1)
-    _flag(moving, process.pid)
-
-    def refuse(pid, number):
-        raise PermissionError(1, "Operation not permitted")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "kill", refuse)
-        answer = impatient.poke()
-    assert [task["reason"] for task in answer["skipped"]] == ["it may not be signalled: Operation not permitted"]
-
-
-def test_who_crosses_by_itself_on_the_way_is_not_poked(moving, impatient, herd, monkeypatch):
-    processes = sorted(herd(single=3), key=lambda process: process.pid)
+@BOTH
+@pytest.mark.parametrize("python", ["/nonexistent/python", "/bin/true"])
+def test_without_a_process_that_pokes_nobody_is_touched(moving, quick, sleepers, monkeypatch, python, method):
+    processes = sleepers(single=3)
     for process in processes:
         _flag(moving, process.pid)
-    real_kill, sent = os.kill, []
-
-    def cross(pid, number):
-        real_kill(pid, number)
-        sent.append(pid)
-        if processes[1].pid in moving.tasks:
-            moving.flag(processes[1].pid, False)
-
-    monkeypatch.setattr(os, "kill", cross)
-    answer = impatient.poke()
-    assert [task["reason"] for task in answer["skipped"]] == ["it has crossed meanwhile"]
-    assert set(sent) == {processes[0].pid, processes[2].pid}
+    before = [switches(process.pid) for process in processes]
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(CommandExecutionError, match="Cannot start the process that pokes|did not start within 10 s"):
+        quick.poke(method=method)
+    assert [switches(process.pid) for process in processes] == before
 
 
-def test_a_transition_that_ends_on_the_way_ends_the_poke(moving, impatient, herd, monkeypatch):
-    processes = herd(single=3)
-    for process in processes:
-        _flag(moving, process.pid)
-    real_kill, sent = os.kill, []
-
-    def end(pid, number):
-        real_kill(pid, number)
-        sent.append(pid)
-        if number == signal.SIGCONT:
-            moving.finish()
-
-    monkeypatch.setattr(os, "kill", end)
-    answer = impatient.poke()
-    assert len(set(sent)) == len(answer["poked"]) == 1
-    assert (answer["count"], answer["complete"]) == (0, True)
-
-
-def test_without_a_guard_nothing_is_stopped(moving, impatient, herd, monkeypatch):
-    (process,) = herd(single=1)
-    _flag(moving, process.pid)
-    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    _no_poke(monkeypatch)
-    with pytest.raises(impatient.CommandExecutionError, match="Cannot start the guard"):
-        impatient.poke()
-    monkeypatch.setattr(sys, "executable", "/bin/true")
-    with pytest.raises(impatient.CommandExecutionError, match="guard of a poke did not start"):
-        impatient.poke()
-
+# What programs notice
 
 EPOLL = """
 import ctypes, os
@@ -342,202 +347,242 @@ print(int(signal.sigwait(everything)))
 """
 
 
-@pytest.mark.parametrize(("program", "seen"), [(EPOLL, "Interrupted system call"), (SIGWAIT, "18")])
-def test_a_poke_can_be_noticed_as_the_docstring_says(moving, impatient, program, seen):
+@pytest.mark.parametrize(
+    ("program", "method", "seen"),
+    [
+        (EPOLL, "trace", "Interrupted system call"),
+        (EPOLL, "signals", "Interrupted system call"),
+        (SIGWAIT, "trace", None),
+        (SIGWAIT, "signals", "18"),
+    ],
+)
+def test_what_a_poke_lets_a_program_notice(moving, quick, program, method, seen):
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
-        zoo.wait_until(lambda: _letter(process.pid) == "S", "asleep")
+        wait_until(lambda: letters(process.pid) == {"S"}, "asleep")
         _flag(moving, process.pid)
-        impatient.poke()
+        before = switches(process.pid)
+        quick.poke(method=method)
+        if seen is None:
+            assert switches(process.pid) != before
+            wait_until(lambda: letters(process.pid) == {"S"}, "asleep again")
+            process.send_signal(signal.SIGUSR1)
+            seen = str(int(signal.SIGUSR1))
         assert process.communicate(timeout=30)[0].strip() == seen
 
 
-# A poking process of its own, which is killed with SIGKILL
+def test_by_tracing_the_other_threads_run_on(moving, quick):
+    program = """
+import threading, time
+threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+print(flush=True)
+while True:
+    pass
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        wait_until(lambda: letters(process.pid) == {"S", "R"}, "one asleep and one busy")
+        _flag(moving, process.pid)
+        (sleeper,) = (tid for tid in procfs.Processes().threads(process.pid) if tid != process.pid)
+        (task,) = quick.poke(test=True)["poked"]
+        assert task["crossed"] == [sleeper]
+        assert task["left"] == {str(process.pid): "it runs, and clears by itself"}
+        process.kill()
 
-POKER = """
-import os, signal, sys
-from tests.conftest import load_file
-kgraft = load_file("_modules/kgraft.py", __opts__={{"kgraft.root": {root!r}}})
-kgraft._crossed = lambda pids: None
-kill = os.kill
-{trap}
+
+# Killed while somebody is held
+
+
+@BOTH
+@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize("kind", ["single", "threaded"])
+@pytest.mark.soak
+def test_whoever_is_killed_in_the_window_nobody_is_held(moving, sleepers, repo, trap, method, kind):
+    (process,) = sleepers(**{kind: 1})
+    _flag(moving, process.pid)
+    many = rounds(1000, otherwise=2)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.poke_rounds",
+        moving.root,
+        method,
+        trap,
+        str(many),
+        str(process.pid),
+    ]
+    done = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=60 + many, check=False)
+    assert done.stdout == f"{many} rounds\n", done.stderr
+
+
+WHO_POKES = """
+import sys
+from tests.support.poke_rounds import prepared
+kgraft = prepared(sys.argv[1], sys.argv[2], "none")
 print("poking", flush=True)
 while True:
-    kgraft.poke()
-    if {once}:
-        break
-"""
-DIE = "kill(os.getpid(), signal.SIGKILL)"
-BETWEEN_STOP_AND_CONT = f"""
-def deadly(pid, number):
-    kill(pid, number)
-    if number == signal.SIGSTOP:
-        {DIE}
-os.kill = deadly
-"""
-BETWEEN_GUARD_AND_STOP = f"""
-arm = kgraft._Guard.arm
-def deadly(guard, *about):
-    arm(guard, *about)
-    {DIE}
-kgraft._Guard.arm = deadly
-"""
-WITH_A_SIBLING_THAT_HOLDS_THE_PIPE = f"""
-def deadly(pid, number):
-    kill(pid, number)
-    if number == signal.SIGSTOP:
-        if os.fork():
-            {DIE}
-        signal.alarm(20)
-        signal.pause()
-os.kill = deadly
-"""
-WITH_A_SERVICE_THAT_STOPS = (
-    BETWEEN_STOP_AND_CONT
-    + """
-arm = kgraft._Guard.arm
-def tell(guard, *about):
-    arm(guard, *about)
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        kill(guard.process.pid, number)
-kgraft._Guard.arm = tell
-"""
-)
-WITH_ITS_PROCESS_GROUP = """
-def deadly(pid, number):
-    kill(pid, number)
-    if number == signal.SIGSTOP:
-        os.killpg(0, signal.SIGKILL)
-os.kill = deadly
-"""
-BY_A_TERMINAL_THAT_GOES_AWAY = f"""
-def deadly(pid, number):
-    kill(pid, number)
-    if number == signal.SIGSTOP:
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-            os.killpg(os.getpgid(0), number)
-        {DIE}
-os.kill = deadly
+    kgraft.poke(method=sys.argv[2])
 """
 
 
-def _poker(repo, root, trap="", once=False):
-    source = textwrap.dedent(POKER).format(root=str(root), trap=trap, once=once)
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", source], cwd=repo, stdin=pipe, stdout=pipe, start_new_session=True)
-
-
-@pytest.mark.parametrize(
-    ("trap", "reached"),
-    [
-        (BETWEEN_STOP_AND_CONT, True),
-        (BETWEEN_GUARD_AND_STOP, False),
-        (WITH_A_SIBLING_THAT_HOLDS_THE_PIPE, True),
-        (WITH_A_SERVICE_THAT_STOPS, True),
-        (WITH_ITS_PROCESS_GROUP, True),
-        (BY_A_TERMINAL_THAT_GOES_AWAY, True),
-    ],
-    ids=[
-        "between STOP and CONT",
-        "between the guard's start and STOP",
-        "with a sibling that holds the pipe",
-        "with a service that stops",
-        "with its process group",
-        "with its terminal",
-    ],
-)
-@pytest.mark.parametrize("kind", ["single", "threaded"])
-def test_a_poke_killed_leaves_nobody_stopped(moving, herd, repo, trap, reached, kind):
-    (process,) = herd(**{kind: 1})
-    _flag(moving, process.pid)
-    before = sum(_switches(process.pid).values())
-    with _poker(repo, moving.root, trap, once=True) as poker:
-        assert poker.stdout.readline() == b"poking\n"
-        assert poker.wait(30) == -signal.SIGKILL
-        zoo.wait_until(lambda: _letter(process.pid) == "S", "continued by the guard")
-    if reached:
-        assert sum(_switches(process.pid).values()) > before
-
-
-AFTER_THE_DISARMING = f"""
-disarm = kgraft._Guard.disarm
-def deadly(guard):
-    disarm(guard)
-    print(guard.process.pid, flush=True)
-    sys.stdin.readline()
-    {DIE}
-kgraft._Guard.disarm = deadly
-"""
-
-
-def test_a_guard_leaves_alone_what_somebody_else_stops_afterwards(moving, herd, repo):
-    (process,) = herd(single=1)
-    _flag(moving, process.pid)
-    with _poker(repo, moving.root, AFTER_THE_DISARMING, once=True) as poker:
-        assert poker.stdout.readline() == b"poking\n"
-        guard = int(poker.stdout.readline())
-        os.kill(process.pid, signal.SIGSTOP)
-        zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped by somebody else")
-        poker.stdin.write(b"\n")
-        poker.stdin.flush()
-        assert poker.wait(30) == -signal.SIGKILL
-        zoo.wait_until(lambda: not os.path.exists(f"/proc/{guard}") or _letter(guard) == "Z", "the guard has ended")
-        assert _letter(process.pid) == "T"
-
-
-@pytest.mark.parametrize(("later", "letter"), [(0, "S"), (1, "T")])
-def test_a_guard_continues_what_it_was_told_of_and_no_stranger_with_its_pid(kgraft, herd, later, letter):
-    (process,) = herd(single=1)
-    os.kill(process.pid, signal.SIGSTOP)
-    zoo.wait_until(lambda: _letter(process.pid) == "T", "stopped")
-    told = f"{process.pid} {int(_stat(process.pid)[19]) + later}\n".encode()
-    guard = [sys.executable, "-I", "-S", "-c", kgraft.GUARD, str(os.getpid())]
-    assert subprocess.run(guard, input=told, stdout=subprocess.PIPE, timeout=60).stdout == b"ready"
-    zoo.wait_until(lambda: _letter(process.pid) == letter, "continued, or left alone")
-
-
-def test_20_pokes_killed_at_random_leave_nobody_stopped(moving, herd, repo):
-    processes = herd(single=20, threaded=5)
+@BOTH
+@pytest.mark.soak
+def test_whoever_is_killed_at_random_nobody_is_held(moving, sleepers, repo, method):
+    processes = sleepers(single=20, threaded=5)
     for process in processes:
         _flag(moving, process.pid)
     seed = random.randrange(2**32)
     print("seed", seed)
     dice = random.Random(seed)
-    for _ in range(20):
-        with _poker(repo, moving.root) as poker:
-            assert poker.stdout.readline() == b"poking\n"
+    for _ in range(rounds(1000, otherwise=10)):
+        command = [sys.executable, "-c", WHO_POKES, str(moving.root), method]
+        with subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE) as who:
+            assert who.stdout.readline() == b"poking\n"
             time.sleep(dice.uniform(0, 0.3))  # where the kill falls is the dice's, not a wait for anything
-            poker.kill()
-            poker.wait(30)
-            zoo.wait_until(
-                lambda: all(_letter(process.pid) == "S" for process in processes), f"nobody stopped (seed {seed})"
-            )
+            who.kill()
+            who.wait(30)
+        wait_until(lambda: all(letters(process.pid) == {"S"} for process in processes), f"nobody held (seed {seed})")
+
+
+@BOTH
+def test_somebody_else_may_stop_a_process_afterwards(poker, sleepers, method):
+    (process,) = sleepers(single=1)
+    asked = poker(method)
+    assert set(asked.poke(process.pid, _start_time(process.pid), [process.pid]).values()) == {"moved"}
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_until(lambda: letters(process.pid) == {"T"}, "stopped by somebody else")
+    asked.close()
+    assert letters(process.pid) == {"T"}
+
+
+# A job with eight threads, and above it a parent that waits for stops
+
+JOB = """
+import os, sys, threading, time
+for _ in range(7):
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+with open(sys.argv[1] + "/begun", "w") as begun:
+    begun.write(str(os.getpid()))
+os.rename(sys.argv[1] + "/begun", sys.argv[1] + "/pid")
+with open(sys.argv[1] + "/end") as end:
+    end.read()
+open(sys.argv[1] + "/done", "w").close()
+os._exit(0)
+"""
+PARENTS = {
+    "su": ["su", "-s", "/bin/sh", "-c", "{}", "root"],
+    "runuser": ["runuser", "-s", "/bin/sh", "-c", "{}", "root"],
+    "sudo": ["sudo", "-n", "/bin/sh", "-c", "{}"],
+    "sh -m": ["sh", "-m", "-c", "{}; true"],
+    "script": ["script", "-qec", "{}", "/dev/null"],
+    "tmux": ["tmux", "-S", "{directory}/tmux", "new-session", "-s", "job", "{}"],
+    "screen": ["setsid", "--wait", "screen", "-D", "-m", "/bin/sh", "-c", "{}"],
+    "bash on a terminal": ["bash", "--norc", "--noprofile", "-i"],
+}
+
+
+NOTICING = ("su", "runuser", "sh -m", "bash on a terminal")
+
+
+@contextlib.contextmanager
+def _job(directory, parent):
+    """The job under ``parent`` on a terminal of its own; yields its pid, and ends what is left of it."""
+    (directory / "job.py").write_text(JOB)
+    os.mkfifo(directory / "end")
+    line = f"{sys.executable} {directory}/job.py {directory}"
+    environ = dict(os.environ, TERM="xterm", SHELL="/bin/sh", SCREENDIR=str(directory))
+    words = [word.format(line, directory=directory) for word in PARENTS[parent]]
+    shell, terminal = pty.fork()
+    if not shell:
+        os.execvpe(words[0], words, environ)
+    threading.Thread(target=_drain, args=(terminal,), daemon=True).start()
+    pid = None
+    try:
+        if parent.startswith("bash"):
+            os.write(terminal, f"{line}\n".encode())
+        wait_until((directory / "pid").exists, f"the job under {parent}", 60)
+        pid = int((directory / "pid").read_text())
+        wait_until(lambda: letters(pid) == {"S"} and len(switches(pid)) == 8, "eight threads asleep", 60)
+        yield pid
+    finally:
+        if parent == "tmux":
+            subprocess.run(["tmux", "-S", f"{directory}/tmux", "kill-server"], check=False, capture_output=True)
+        for one in [pid, shell]:
+            with contextlib.suppress(ProcessLookupError, TypeError):
+                os.kill(one, signal.SIGKILL)
+        os.waitpid(shell, 0)
+
+
+def _drain(terminal):
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+    os.close(terminal)
+
+
+def _chain(pid):
+    """A process and those above it, up to this one."""
+    while pid not in (os.getpid(), 1, 0):
+        yield pid
+        pid = _fields(pid)[1]
+
+
+def _fields(pid):
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        state, *numbers = stat.read().rpartition(b")")[2].split()
+    return [state.decode(), *map(int, numbers)]
+
+
+@pytest.mark.parametrize("parent", PARENTS)
+@BOTH
+@pytest.mark.soak
+def test_no_parent_sees_a_poke_and_each_job_runs_to_its_end(moving, kgraft, parent, method):
+    kgraft.poking._await_crossing = lambda root, pids: None
+    with tempfile.TemporaryDirectory(prefix="kg") as name, _job(Path(name), parent) as job:  # sockets want a short one
+        chain = list(_chain(job))
+        for pid in chain:
+            _flag(moving, pid)
+        before, foreground = {pid: letters(pid) for pid in chain}, _fields(job)[5]
+        woken = switches(job)
+        for _ in range(rounds(1000, otherwise=2)):
+            answer = kgraft.poke(method=method)
+            wait_until(lambda: {pid: letters(pid) for pid in chain} == before, "everybody as before")
+            assert _fields(job)[5] == foreground
+        poked = {task["pid"] for task in answer["poked"]}
+        if method == "trace":
+            assert poked == set(chain)
+            assert all(now > woken[tid] for tid, now in switches(job).items())
+        elif parent in NOTICING:
+            assert job not in poked
+            assert any("notice" in task["reason"] for task in answer["skipped"] if task["pid"] == job)
+        Path(name, "end").write_text("")
+        wait_until(Path(name, "done").exists, "the job's end")
+        wait_until(lambda: not os.path.exists(f"/proc/{job}") or letters(job) <= {"Z"}, "the job has ended")
 
 
 # Against a kernel that decides by what the processes really do
 
 
-def test_a_poke_frees_sleepers_and_names_the_rest(kgraft_on, tmp_path):
+@BOTH
+def test_a_poke_frees_sleepers_and_names_the_rest(kgraft_on, tmp_path, method):
     with contextlib.ExitStack() as stack:
-        animals = {
-            kind: stack.enter_context(zoo.keep(kind))
+        kept = {
+            kind: stack.enter_context(samples.process(kind))
             for kind in ("sleep", "threads", "epoll", "stopped", "traced", "zombie")
         }
-        lab = stack.enter_context(
-            Lab(
-                tmp_path / "lab",
-                period=0.1,
-                fake_signal=False,
-                pids=[animal.pid for animal in animals.values()],
-                stuck_threads=["nfsd"],
-            )
-        )
+        pids = [sample.pid for sample in kept.values()]
+        options = {"period": 0.1, "fake_signal": False, "stuck_threads": ["nfsd"]}
+        lab = stack.enter_context(Lab(tmp_path / "lab", pids=pids, **options))
         kgraft = kgraft_on(lab)
         lab.load(PATCH)
-        names = {animal.pid: kind for kind, animal in animals.items()}
-        answer = kgraft.poke()
-        assert {names[task["pid"]] for task in answer["poked"]} == {"sleep", "threads", "epoll"}
+        names = {sample.pid: kind for kind, sample in kept.items()}
+        answer = kgraft.poke(method=method)
+        assert {names[task["pid"]]: len(task["crossed"]) for task in answer["poked"]} == {
+            "sleep": 1,
+            "threads": 8,
+            "epoll": 1,
+        }
+        assert [task["left"] for task in answer["poked"]] == [{}, {}, {}]
         assert {names.get(task["pid"], task["name"]) for task in answer["skipped"]} == {
             "stopped",
             "traced",
@@ -545,7 +590,7 @@ def test_a_poke_frees_sleepers_and_names_the_rest(kgraft_on, tmp_path):
             "nfsd",
         }
         assert answer["count"] == len(answer["skipped"]) == kgraft.blocking()["count"]
-        assert animals["stopped"].letter == "T"
-        assert kgraft.in_progress(animals["threads"].pid) is False
-        os.kill(animals["stopped"].pid, signal.SIGCONT)
-        zoo.wait_until(lambda: not kgraft.in_progress(animals["stopped"].pid), "the stopped one has crossed")
+        assert kept["stopped"].letter == "T"
+        assert kgraft.in_progress(kept["threads"].pid) is False
+        os.kill(kept["stopped"].pid, signal.SIGCONT)
+        wait_until(lambda: not kgraft.in_progress(kept["stopped"].pid), "the stopped one has crossed")

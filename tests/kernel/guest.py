@@ -26,6 +26,15 @@ while answer is None:
 agent.__dict__.setdefault("children", []).append(process)
 """
 
+POKER = """
+poking = agent.caller.sminion.functions["kgraft.poke"].__globals__["poking"]
+process = poking.Poker("{method}")
+with open("/proc/{pid}/stat") as stat:
+    start_time = int(stat.read().rpartition(")")[2].split()[19])
+answer = {{str(tid): word for tid, word in process.poke({pid}, start_time, [{pid}]).items()}}
+process.close()
+"""
+
 # One thread of eight sleeps in the patched function, the leader and the rest elsewhere.
 MANY_THREADS = """
 import threading, time
@@ -122,6 +131,15 @@ class Guest(Machine):
         )
         self.wrote = {**getattr(self, "wrote", {}), pid: output}
         return pid, tid
+
+    def first_process(self):
+        """Let pid 1 itself sleep in the patched function; what it read is then in /run/pid1-said."""
+        self.sh("kill -USR1 1")
+        self.until("grep -q klpt_block_read /proc/1/stack", 10)
+
+    def poker(self, method, pid):
+        """What the process that pokes says of one, whatever kgraft.poke would think of it."""
+        return self.python(POKER.format(method=method, pid=pid))[str(pid)]
 
     def said(self, pid):
         """What a sleeper wrote when it was free."""

@@ -355,20 +355,21 @@ def test_wait_names_whom_it_waited_for(guest):
     assert pids(refused.value.info["blocking"]) == [pid]
 
 
+@pytest.mark.parametrize("method", ["trace", "signals"])
 @pytest.mark.parametrize("threads", [False, True], ids=["one thread", "eight threads"])
-def test_poke_frees_an_interruptible_sleeper_who_notices_nothing(guest, threads):
-    pid = guest.many_threads()[0] if threads else guest.sleeper("block")
+def test_poke_frees_an_interruptible_sleeper_who_notices_nothing(guest, threads, method):
+    pid, tid = guest.many_threads() if threads else [guest.sleeper("block")] * 2
     stranger = guest.sleeper("killable")
     guest.insert(FIRST)
     guest.until("[ $(grep -lx 0 /proc/[0-9]*/task/*/patch_state | wc -l) = 2 ]", 10)
     before = guest.sh(f"grep ctxt /proc/{stranger}/status")
 
-    shown = guest.call("kgraft.poke", test=True)
+    shown = guest.call("kgraft.poke", test=True, method=method)
     assert pids({"tasks": shown["poked"]}) == [pid]
     assert guest.call("kgraft.in_progress", pid) is True
-    answer = guest.call("kgraft.poke")
+    answer = guest.call("kgraft.poke", method=method)
 
-    assert pids({"tasks": answer["poked"]}) == [pid]
+    assert [(task["pid"], task["crossed"], task["left"]) for task in answer["poked"]] == [(pid, [tid], {})]
     assert pids({"tasks": answer["skipped"]}) == [stranger]
     assert "uninterruptibly" in answer["skipped"][0]["reason"]
     assert (answer["vanished"], answer["count"]) == ([], 1)
@@ -379,6 +380,69 @@ def test_poke_frees_an_interruptible_sleeper_who_notices_nothing(guest, threads)
         assert guest.said(pid) == FIRST
     else:
         assert guest.sh(f"grep State: /proc/{pid}/status").split()[1] == "S"
+
+
+def test_a_reader_goes_on_reading_after_it_was_traced(guest):
+    pid = guest.sleeper("block")
+    calls = guest.sh(f"cat /proc/{pid}/syscall")
+
+    assert guest.poker("trace", pid) == "moved"
+
+    guest.until(f"grep -q klpt_block_read /proc/{pid}/stack", 10)
+    assert guest.sh(f"cat /proc/{pid}/syscall") == calls
+    guest.wake()
+    guest.until(f"grep -qx orig {guest.wrote[pid]}", 10)
+
+
+def test_pid_1_is_moved_by_tracing_and_never_by_signals(guest):
+    guest.first_process()
+    guest.insert(FIRST)
+    guest.until("[ $(grep -lx 0 /proc/[0-9]*/task/*/patch_state | wc -l) = 1 ]", 10)
+
+    spared = guest.call("kgraft.poke", method="signals")
+    assert [(task["pid"], task["reason"]) for task in spared["skipped"]] == [(1, "pid 1 takes no signals")]
+    answer = guest.call("kgraft.poke")
+
+    assert [(task["pid"], task["crossed"]) for task in answer["poked"]] == [(1, [1])]
+    assert guest.call("kgraft.wait", timeout=10) < 10
+    # a shell reads byte by byte, and who goes on in the new code gets the first one only; the old one says "orig"
+    guest.until(f"grep -qx {FIRST[0]} /run/pid1-said", 10)
+
+
+@pytest.mark.parametrize("method", ["trace", "signals"])
+def test_epoll_is_interrupted_by_a_poke_as_the_manual_says(guest, method):
+    pid = guest.python(EPOLL)
+    guest.until(f"grep -q ep_poll /proc/{pid}/stack", 10)
+
+    assert guest.poker(method, pid) == "moved"
+
+    guest.until("grep -qx 'Interrupted system call' /run/epoll", 10)
+
+
+EPOLL = """
+import subprocess
+program = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True);" \
+    "libc.epoll_wait(libc.epoll_create1(0), ctypes.create_string_buffer(12), 1, -1);" \
+    "print(os.strerror(ctypes.get_errno()))"
+process = subprocess.Popen(["/opt/python", "-I", "-S", "-c", program], stdout=open("/run/epoll", "w"))
+agent.__dict__.setdefault("children", []).append(process)
+answer = process.pid
+"""
+
+
+def test_what_cannot_be_moved_is_left_as_it_was(guest):
+    killable, stopped, thread = guest.sleeper("killable"), guest.sleeper("block"), guest.kernel_thread()
+    guest.stopped(stopped)
+
+    assert guest.poker("trace", killable) == "uninterruptible"
+    assert guest.poker("trace", stopped) == "stopped"
+    assert guest.poker("trace", thread) == "EPERM"
+
+    letters = guest.sh(f"grep -h State: /proc/{killable}/status /proc/{stopped}/status").split()[1::3]
+    assert letters == ["D", "T"]
+    guest.wake()
+    guest.until(f"grep -qx orig {guest.wrote[killable]}", 10)
+    guest.sh("echo 0 > /sys/module/klpt_target/parameters/kthread")
 
 
 def test_the_kernel_itself_wakes_sleepers_after_fifteen_seconds(guest):

@@ -8,7 +8,7 @@ import subprocess
 import salt.config
 from saltfactories.utils.functional import Loaders
 
-from lab import Lab
+from lab import Lab, procfs
 from tests.support.packages import KERNEL, SuseRoot, minion_options, package_name, until
 
 
@@ -85,8 +85,7 @@ def dry_live_again(state, **arguments):
 
 def state_of(pid):
     """The letter of a process: S, T, …"""
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0]
+    return procfs.stat(pid)["letter"]
 
 
 def stand_alone_minion(root, file_root):

@@ -4,6 +4,7 @@ Fixtures over ``tests.support.packages``; a test file says ``pytest_plugins = ["
 ``live_patches``    a repository with live patches for three kernels, their updates and kernels (built once a session)
 ``new_repository``  ``new_repository("alias")``: an empty repository of one's own, to ``add_…`` to
 ``suse``            the root of the test's ``kernel`` as a SUSE machine that has ``live_patches`` enabled
+``on``              ``on(root)``: the execution modules of a SUSE minion whose root is this one
 """
 
 import fcntl
@@ -12,7 +13,7 @@ import pickle
 
 import pytest
 
-from tests.support.packages import PackageRepository, SuseRoot, standard_repository
+from tests.support.packages import PackageRepository, SuseRoot, minion_options, standard_repository
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +43,22 @@ def suse(kernel, live_patches):
     """The root of ``kernel`` as a SUSE machine with the repository ``live_patches``."""
     with SuseRoot(kernel.root, live_patches) as machine:
         yield machine
+
+
+@pytest.fixture(scope="module")
+def suse_loaders(make_loaders):
+    """Salt's loaders on a SUSE minion."""
+    return make_loaders(**minion_options())
+
+
+@pytest.fixture
+def on(suse_loaders):
+    """Return ``on(root)``: the execution modules of a SUSE minion whose root is this one."""
+
+    def bind(root):
+        suse_loaders.opts["kgraft.root"] = str(root)
+        return suse_loaders.modules
+
+    yield bind
+    suse_loaders.reset_state()
+    suse_loaders.opts["kgraft.root"] = "/nonexistent"

@@ -11,7 +11,8 @@ from salt.state import STATE_INTERNAL_KEYWORDS
 
 REPO = pathlib.Path(__file__).resolve().parent.parent.parent
 KINDS = ("_modules", "_states", "_beacons")
-FILES = sorted(path.relative_to(REPO) for kind in KINDS for path in (REPO / kind).glob("*.py"))
+# what a user meets; a file that begins with _ is a room of one of these
+FILES = sorted(path.relative_to(REPO) for kind in KINDS for path in (REPO / kind).glob("[!_]*.py"))
 PAGES = [*REPO.glob("README.md"), *sorted((REPO / "docs").glob("*.md"))]
 EVENTS = {"started", "finished", "stuck", "error"}
 

@@ -1,7 +1,5 @@
-"""What kgraft_pkg knows by itself: names of packages, arguments, support windows, the lock, and what it keeps quiet."""
+"""What kgraft_pkg knows by itself: names of packages, and arguments."""
 
-import os
-import subprocess
 from unittest.mock import create_autospec
 
 import pytest
@@ -109,7 +107,7 @@ def test_it_is_not_there_where_pkg_is_not_zyppers(bind):
 @pytest.mark.parametrize("tool", ["zypper", "rpm"])
 def test_it_is_not_there_without_its_tools(kgraft_pkg, monkeypatch, tool):
     # Salt looks into /usr/bin whatever PATH says
-    monkeypatch.setattr(kgraft_pkg.salt.utils.path, "which", lambda name: None if name == tool else name)
+    monkeypatch.setattr("salt.utils.path.which", lambda name: None if name == tool else name)
 
     assert kgraft_pkg.__virtual__() == (False, f"kgraft_pkg needs {tool}, which is not on PATH")
 
@@ -119,125 +117,11 @@ def test_it_is_not_there_without_its_tools(kgraft_pkg, monkeypatch, tool):
 
 @pytest.mark.parametrize("version", [2.1, "2.10", "", "latest", ">=5", "2-", True, ["2"], "2_2_1"])
 def test_a_version_that_cannot_be_is_refused_with_what_to_write(kgraft_pkg, version):
-    for function in (kgraft_pkg.install, kgraft_pkg.fixes):
-        with pytest.raises(SaltInvocationError, match="version is .*: quote it, as '2' or '2-2.1'"):
-            function(version)
+    with pytest.raises(SaltInvocationError, match="version is .*: quote it, as '2' or '2-2.1'"):
+        kgraft_pkg.install(version)
 
 
 @pytest.mark.parametrize("lock_timeout", [-1, "5", None, True])
 def test_a_time_out_that_is_no_time_is_refused(kgraft_pkg, lock_timeout):
     with pytest.raises(SaltInvocationError, match="lock_timeout is "):
         kgraft_pkg.install(lock_timeout=lock_timeout)
-
-
-def test_cves_wants_at_least_one(kgraft_pkg):
-    with pytest.raises(SaltInvocationError, match="at least one"):
-        kgraft_pkg.cves()
-
-
-# The support window
-
-
-def lifecycle(root, text, file="sle-live-patching.lifecycle"):
-    (root / "var/lib/lifecycle/data").mkdir(parents=True, exist_ok=True)
-    (root / "var/lib/lifecycle/data" / file).write_text(text)
-
-
-def test_the_support_window_is_this_kernels(kgraft_pkg, tmp_path):
-    lifecycle(
-        tmp_path,
-        "# package, version, date\n"
-        "kgraft-patch-4_4_180-94_97-default, *, 2026-06-30\n"
-        "kgraft-patch-4_4_180-94_100-default, *, 2026-12-31\n"
-        "kgraft-patch-4_4_180-94_100, *, 2027-12-31\n",
-    )
-
-    assert kgraft_pkg.supported_until() == "2026-12-31"
-    assert kgraft_pkg.supported_until("4.4.180-94.97-default") == "2026-06-30"
-    assert kgraft_pkg.supported_until("4.4.180-94.107-default") is None
-
-
-def test_without_the_data_there_is_no_date(kgraft_pkg):
-    assert kgraft_pkg.supported_until() is None
-
-
-def test_text_instead_of_a_date_is_no_date(kgraft_pkg, tmp_path):
-    lifecycle(tmp_path, "kgraft-patch-4_4_180-94_100-default, *, end of life\n\nodd\n,,\n")
-
-    assert kgraft_pkg.supported_until() is None
-
-
-def test_of_several_dates_the_latest_counts(kgraft_pkg, tmp_path):
-    lifecycle(tmp_path, "kgraft-patch-4_4_180-94_100-default,*,2026-12-31\n")
-    lifecycle(tmp_path, "kgraft-patch-4_4_180-94_1*-default, *, 2027-03-31\n", "ltss.lifecycle")
-    lifecycle(tmp_path, "kgraft-patch-4_4_180-94_100-default, *, 2099-01-01\n", "old.lifecycle.rpmsave")
-
-    assert kgraft_pkg.supported_until() == "2027-03-31"
-
-
-def test_support_data_that_cannot_be_read_are_not_none(kgraft_pkg, tmp_path):
-    (tmp_path / "var/lib/lifecycle/data/odd.lifecycle").mkdir(parents=True)
-
-    with pytest.raises(CommandExecutionError, match="Cannot read the support windows"):
-        kgraft_pkg.supported_until()
-
-
-# The lock of zypper: a file with a process id, as libzypp reads it
-
-
-@pytest.fixture
-def holder(kgraft_pkg, tmp_path):
-    """Return ``holder(text)``: who holds the lock when the file says this."""
-    (tmp_path / "run").mkdir()
-
-    def ask(text):
-        (tmp_path / "run/zypp.pid").write_text(text)
-        return kgraft_pkg._lock_holder(str(tmp_path / "no-rpm-lock"))
-
-    return ask
-
-
-def test_a_running_process_holds_the_lock(holder):
-    assert holder(f"{os.getpid()}\n").endswith(f"({os.getpid()})")
-
-
-def test_a_zombie_does_not_hold_the_lock(holder):
-    child = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-
-    assert holder(f"{child.pid}\n") is None
-    child.wait()
-
-
-@pytest.mark.parametrize("text", ["", "\n", "0\n", "4194305\n", "odd\n"])
-def test_a_file_without_a_living_process_is_no_lock(holder, text):
-    assert holder(text) is None
-
-
-# Repositories' addresses in what zypper says
-
-
-@pytest.mark.parametrize(
-    ("said", "repeated"),
-    [
-        ("[a|https://scc-user:hunter2@updates.example.com/x] bad", "[a|https://updates.example.com/x] bad"),
-        ("'https://manager/rhn/x?eyJhbGciOi.J9' bad", "'https://manager/rhn/x?…' bad"),
-        ("[a|https://u:p@manager/x?token] 'dir:/x'", "[a|https://manager/x?…] 'dir:/x'"),
-        ("why? nobody knows", "why? nobody knows"),
-    ],
-)
-def test_passwords_and_tokens_in_addresses_are_not_repeated(kgraft_pkg, said, repeated):
-    assert kgraft_pkg._discreet(said) == repeated
-
-
-def test_an_update_that_is_not_needed_leaves_nothing_open(bind):
-    """The list says of each update whether it is needed; only these count."""
-    update = (
-        '<update name="SUSE-{0}" status="{0}"><issue-list><issue type="cve" id="CVE-2026-{1}"/></issue-list></update>'
-    )
-    answer = "<stream>{}{}</stream>".format(update.format("needed", "0001"), update.format("applied", "0002"))
-    zypper = {"retcode": 0, "stdout": answer, "stderr": ""}
-    status = {"abi": None, "kernelrelease": KERNEL}
-    kgraft_pkg = bind(__salt__={"cmd.run_all": lambda command, **_: zypper, "kgraft.status": lambda: status})
-
-    assert kgraft_pkg._open() == {"CVE-2026-0001": "open: SUSE-needed"}

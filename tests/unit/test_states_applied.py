@@ -14,7 +14,7 @@ PACKAGE = "kgraft-patch-4_4_180-94_100-default"
 class World:
     """A machine as our execution modules tell of it. Attributes can be set; ``calls`` says what was done to it."""
 
-    def __init__(self, kgraft, kgraft_pkg):
+    def __init__(self, kgraft, kgraft_pkg, kgraft_security):
         self.active, self.inactive = [], []
         self.moving = None
         self.installed = None
@@ -25,12 +25,12 @@ class World:
         self.salt = {}
         for module, names in (
             (kgraft, "status patches blocking wait load poke"),
-            (kgraft_pkg, "name installed available install cves supported_until loading transactional elsewhere"),
+            (kgraft_pkg, "name installed available install loading transactional other_kernels"),
+            (kgraft_security, "cves supported_until"),
         ):
-            prefix = "kgraft" if module is kgraft else "kgraft_pkg"
             for name in names.split():
                 spec = create_autospec(getattr(module, name), side_effect=getattr(self, f"_{name}"))
-                self.salt[f"{prefix}.{name}"] = spec
+                self.salt[f"{module.__virtualname__}.{name}"] = spec
 
     def _status(self):
         return {
@@ -102,7 +102,7 @@ class World:
     def _transactional(self):
         return False
 
-    def _elsewhere(self):
+    def _other_kernels(self):
         return {}
 
 
@@ -112,7 +112,7 @@ def module(version):
 
 @pytest.fixture
 def world(load, kgraft):
-    return World(kgraft, load("_modules/kgraft_pkg.py"))
+    return World(kgraft, load("_modules/kgraft_pkg.py"), load("_modules/kgraft_security.py"))
 
 
 @pytest.fixture
@@ -290,6 +290,13 @@ def test_a_patch_that_was_turned_back_while_it_was_waited_for_is_a_failure(appli
     assert failed["result"] is False
     assert failed["comment"] == "The transition ended otherwise than it began: no live patch is active."
     assert failed["changes"][module("10-2.1")] == {"old": None, "new": "inactive"}
+
+
+@pytest.mark.parametrize("module", ["kgraft_pkg", "kgraft_security"])
+def test_a_module_that_is_not_there_is_named(applied, world, module):
+    world.salt = {function: spec for function, spec in world.salt.items() if not function.startswith(f"{module}.")}
+
+    assert applied()["comment"].startswith(f"The module {module} is not loaded on this minion: ")
 
 
 def test_a_failed_install_is_a_failure_in_its_words(applied, world):

@@ -1,0 +1,58 @@
+"""
+What a comment says about tasks: which ones block, what ends that, and which ones were not poked.
+"""
+
+# What each kind of blocking task is called, and what ends it.
+KINDS = (
+    ("kernel", "kernel thread", "no signal moves it; stop the service or unload the module it belongs to, or reboot"),
+    ("traced", "traced", "end its debugger or tracer"),
+    ("stopped", "stopped", "continue it (kill -CONT PID) or end it"),
+    ("uninterruptible", "uninterruptible sleep", "no signal reaches it; mend what it waits for, a disk or NFS"),
+    ("zombie", "zombie", "its parent must reap it; restart the parent"),
+    ("user", "process", "run kgraft.poke, set poke_after, or restart it"),
+)
+USER_ON_LIVEPATCH = "the kernel signals it every 15 s by itself; wait longer, or restart it"
+
+
+def name(task):
+    return "{} ({})".format(task["name"], task["pid"])
+
+
+def names(tasks):
+    return ", ".join(name(task) for task in tasks)
+
+
+def blocking(answer):
+    """``answer`` is that of ``kgraft.blocking``."""
+    if not answer["complete"]:
+        return "At least {} tasks block, not all of them could be seen: {}.".format(
+            answer["count"], names(answer["tasks"]) or "none seen"
+        )
+    if not answer["count"]:
+        return "No task blocks any more; the kernel sees that at its next check."
+    more = answer["count"] - len(answer["tasks"])
+    return "{} {}: {}{}.".format(
+        answer["count"],
+        "task blocks" if answer["count"] == 1 else "tasks block",
+        names(answer["tasks"]),
+        f" and {more} more" if more else "",
+    )
+
+
+def advice(tasks, abi):
+    """Return a line for each kind that is among the tasks."""
+    lines = []
+    for kind, called, words in KINDS:
+        found = [task for task in tasks if task["kind"] == kind]
+        if kind == "user" and abi == "livepatch":
+            words = USER_ON_LIVEPATCH
+        if found:
+            lines.append(f"- {called}: {names(found)}: {words}.")
+    return lines
+
+
+def skipped(poke):
+    """``poke`` is the answer of ``kgraft.poke``."""
+    if not poke["skipped"]:
+        return ""
+    return " Not poked: {}.".format(", ".join("{} ({})".format(name(task), task["reason"]) for task in poke["skipped"]))

@@ -1,0 +1,91 @@
+"""When a transition is stuck, and what is told about it."""
+
+from tests.support.beacon_minion import fail, tags
+
+pytest_plugins = ["tests.support.beacon_fixtures"]
+
+
+def test_a_transition_is_stuck_after_stuck_after_seconds(kernel, minion):
+    kernel.task(731, "nfsd", kthread=True, blocking=True)
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+    assert minion.look(after=119) == []
+
+    [stuck] = minion.look(after=1)
+
+    assert (stuck["tag"], stuck["seconds"], stuck["times"]) == ("stuck", 120.0, 1)
+    assert (stuck["count"], stuck["complete"]) == (1, True)
+    assert [(task["pid"], task["name"], task["kind"]) for task in stuck["tasks"]] == [(731, "nfsd", "kernel")]
+    assert set(stuck) == {
+        *("tag", "transition", "abi", "direction", "patch", "active", "kernelrelease", "boot_id"),
+        *("seconds", "times", "tasks", "count", "complete"),
+    }
+
+
+def test_stuck_looks_at_processes_for_a_short_time_only(kernel, minion):
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+    minion.look(after=120)
+
+    minion.calls["kgraft.blocking"].assert_called_once_with(budget=0.2)
+
+
+def test_stuck_is_told_again_each_remind_seconds(kernel, minion):
+    minion.options = [{"stuck_after": 60}, {"remind": 600}]
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+
+    heard = [event for _ in range(1900) for event in minion.look()]
+
+    assert [(event["times"], event["seconds"]) for event in heard] == [(1, 60.0), (2, 660.0), (3, 1260.0), (4, 1860.0)]
+
+
+def test_remind_0_tells_it_once(kernel, minion):
+    minion.options = [{"stuck_after": 1}, {"remind": 0}]
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+
+    assert tags(event for _ in range(100) for event in minion.look()) == ["stuck"]
+
+
+def test_a_stuck_transition_whose_processes_cannot_be_read_is_told_all_the_same(kernel, minion):
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+    fail(minion.calls["kgraft.blocking"], "cannot read /proc: Permission denied")
+
+    stuck, error = minion.look(after=120)
+
+    assert (stuck["tasks"], stuck["count"], stuck["complete"]) == ([], None, False)
+    assert (error["tag"], error["error"]) == ("error", "cannot read /proc: Permission denied")
+    assert error["transition"] == stuck["transition"]
+
+
+def test_a_transition_that_ends_while_its_tasks_are_read_is_not_stuck(kernel, minion):
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+    blocking = minion.calls["kgraft.blocking"].side_effect
+    minion.calls["kgraft.blocking"].side_effect = lambda budget: kernel.finish() or blocking(budget=budget)
+
+    assert minion.look(after=120) == []
+    assert tags(minion.look()) == ["finished"]
+
+
+def test_an_event_can_be_packed_whatever_a_process_calls_itself(kernel, minion):
+    import salt.payload
+
+    kernel.task(731, b"\xff\xfe\xf0bad", blocking=True)
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+
+    [stuck] = minion.look(after=120)
+
+    assert salt.payload.loads(salt.payload.dumps(stuck))["tasks"][0]["pid"] == 731
+
+
+def test_no_event_shows_a_command_line(kernel, minion):
+    kernel.task(731, "db", blocking=True, cmdline=["db", "--password=hunter2"])
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+
+    assert "hunter2" not in str(minion.look(after=120))
+    assert "hunter2" not in minion.memory.read_text()
