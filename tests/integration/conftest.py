@@ -75,24 +75,24 @@ def minion(master, kernel_root):
         overrides={**MINION, "kgraft.root": str(kernel_root)},
     )
     with factory.started():
-        synced = factory.salt_call_cli(timeout=120).run("saltutil.sync_all")
+        synced = factory.salt_call_cli(timeout=180).run("saltutil.sync_all")
         assert synced.returncode == 0, synced
         yield factory
 
 
 @pytest.fixture(scope="session")
 def salt_cli(master, minion):
-    return master.salt_cli(timeout=60)
+    return master.salt_cli(timeout=180)
 
 
 @pytest.fixture(scope="session")
 def salt_call_cli(minion):
-    return minion.salt_call_cli(timeout=60)
+    return minion.salt_call_cli(timeout=180)
 
 
 @pytest.fixture(scope="session")
 def salt_run_cli(master):
-    return master.salt_run_cli(timeout=60)
+    return master.salt_run_cli(timeout=180)
 
 
 @pytest.fixture(scope="session")

@@ -111,14 +111,14 @@ def minion(master, root, kernel):
         },
     )
     with factory.started():
-        synced = factory.salt_call_cli(timeout=120).run("saltutil.sync_all")
+        synced = factory.salt_call_cli(timeout=180).run("saltutil.sync_all")
         assert synced.returncode == 0, synced
         yield factory
 
 
 @pytest.fixture(scope="module")
 def call(minion):
-    cli = minion.salt_call_cli(timeout=120)
+    cli = minion.salt_call_cli(timeout=180)
 
     def run(*arguments, **options):
         result = cli.run(*arguments, **options)
@@ -210,7 +210,7 @@ def test_refreshes_and_syncs_tell_nothing_twice(kernel, ear, call, patch):
 
 
 def test_it_can_be_added_by_a_call_and_waits_for_state_runs_if_told(kernel, ear, call, master, minion, patch, tmp_path):
-    cli = minion.salt_call_cli(timeout=120)
+    cli = minion.salt_call_cli(timeout=180)
     refused = cli.run("beacons.add", "patient", [{"beacon_module": "kgraft"}, {"stuck_afer": 1}])
     assert refused.returncode != 0
     assert "The kgraft beacon has no option 'stuck_afer': write stuck_after." in refused.data["comment"]
@@ -218,7 +218,7 @@ def test_it_can_be_added_by_a_call_and_waits_for_state_runs_if_told(kernel, ear,
     assert added["result"] is True, added
     after_looks(kernel)
     command = f"touch {tmp_path}/begun; until [ -e {tmp_path}/end ]; do sleep 0.1; done"
-    master.salt_cli(timeout=60).run("--async", "state.single", "cmd.run", command, minion_tgt=minion.id)
+    master.salt_cli(timeout=180).run("--async", "state.single", "cmd.run", command, minion_tgt=minion.id)
     until((tmp_path / "begun").exists, "the state run has not begun")
 
     kernel.start(patch)

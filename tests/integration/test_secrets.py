@@ -83,7 +83,7 @@ def loud_minion(loud_master, salt_factories, places, tmp_path_factory):
             },
         )
         with factory.started():
-            assert factory.salt_call_cli(timeout=120).run("saltutil.sync_all").returncode == 0
+            assert factory.salt_call_cli(timeout=180).run("saltutil.sync_all").returncode == 0
             yield factory
 
 
@@ -94,8 +94,8 @@ def seen(loud_master, loud_minion, places, event_listener):
     """
     began = time.time()
     outputs = {}
-    salt = loud_master.salt_cli(timeout=90)
-    salt_call = loud_minion.salt_call_cli(timeout=90)
+    salt = loud_master.salt_cli(timeout=180)
+    salt_call = loud_minion.salt_call_cli(timeout=180)
 
     def run(name, cli, *arguments, succeeds):
         target = {"minion_tgt": loud_minion.id} if cli is salt else {}
@@ -125,7 +125,7 @@ def seen(loud_master, loud_minion, places, event_listener):
 
     # events take their own way to the listener: the last job's return comes after all others
     returned = event_listener.wait_for_events(
-        [(loud_master.id, f"salt/job/*/ret/{loud_minion.id}")], after_time=last, timeout=60
+        [(loud_master.id, f"salt/job/*/ret/{loud_minion.id}")], after_time=last, timeout=120
     )
     assert returned.found_all_events
     events = event_listener.get_events([(loud_master.id, "*")], after_time=began)

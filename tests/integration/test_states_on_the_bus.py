@@ -17,7 +17,7 @@ def test_a_long_wait_shows_on_the_masters_bus_who_blocks_now(master, minion, sal
     assert late["result"] is False
     assert "nfsd (731)" in late["comment"]
     tag = f"kgraft/{minion.id}/progress"
-    heard = event_listener.wait_for_events([(master.id, tag)], after_time=began, timeout=30)
+    heard = event_listener.wait_for_events([(master.id, tag)], after_time=began, timeout=120)
     assert heard.found_all_events
     (event,) = heard.matches
     assert event.data["data"]["transition"] == "kgraft_patch_2_2_1 is applying"
