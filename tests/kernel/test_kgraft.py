@@ -412,7 +412,7 @@ def test_pid_1_is_moved_by_tracing_and_never_by_signals(guest):
 @pytest.mark.parametrize("method", ["trace", "signals"])
 def test_epoll_is_interrupted_by_a_poke_as_the_manual_says(guest, method):
     pid = guest.python(EPOLL)
-    guest.until(f"grep -q ep_poll /proc/{pid}/stack", 10)
+    guest.until(f"grep -q epoll /proc/{pid}/stack", 10)
 
     assert guest.poker(method, pid) == "moved"
 
@@ -438,7 +438,7 @@ def test_what_cannot_be_moved_is_left_as_it_was(guest):
     assert guest.poker("trace", stopped) == "stopped"
     assert guest.poker("trace", thread) == "EPERM"
 
-    letters = guest.sh(f"grep -h State: /proc/{killable}/status /proc/{stopped}/status").split()[1::3]
+    letters = [guest.sh(f"grep State: /proc/{pid}/status").split()[1] for pid in (killable, stopped)]
     assert letters == ["D", "T"]
     guest.wake()
     guest.until(f"grep -qx orig {guest.wrote[killable]}", 10)
