@@ -35,7 +35,7 @@ def blocking(root, cmdline=False, stacks=False, limit=20, budget=None):
     for _ in range(kernel.LOOKS):
         if seen.state == "ready":
             break
-        flags = seen.kernel.flags(seen)
+        walked = kernel.identity(seen)
         found, unread, cut = _walk(root, seen, deadline)
         tasks, gone = [], 0
         for pid, tids in sorted(found):
@@ -46,13 +46,12 @@ def blocking(root, cmdline=False, stacks=False, limit=20, budget=None):
                 break
             try:
                 tasks.append(task(root, pid, tids, cmdline, stacks))
-            except FileNotFoundError:
-                gone += 1
-            except (OSError, ValueError):
-                unread += 1
+            except (OSError, ValueError) as err:
+                ended = isinstance(err, FileNotFoundError) and files.is_gone(os.path.join(root, "proc", str(pid)))
+                gone, unread = gone + ended, unread + (not ended)
         seen = kernel.available(root)
-        # A disable that was reversed meanwhile turns every flag's meaning around.
-        turned = seen.state == "in_progress" and seen.kernel.flags(seen) != flags
+        # The flags were those of another transition, or a disable that was reversed turned their meaning around.
+        turned = seen.state == "in_progress" and kernel.identity(seen) != walked
         if not turned or (deadline and time.monotonic() > deadline):
             break
     if seen.state == "ready":
@@ -235,8 +234,9 @@ def threads(proc, tids=None):
     for tid in files.directories(os.path.join(proc, "task")) if tids is None else tids:
         try:
             found.append(thread(proc, tid))
-        except FileNotFoundError:
-            continue
+        except FileNotFoundError as err:
+            if not files.is_gone(os.path.join(proc, "task", str(tid))):
+                raise OSError(files.message(err)) from err
     return found
 
 

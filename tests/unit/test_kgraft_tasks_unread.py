@@ -223,3 +223,46 @@ def test_in_progress_of_a_process_that_does_not_exist_is_an_error(moving):
     kernel, kgraft = moving
     with pytest.raises(CommandExecutionError, match="There is no process 4711"):
         kgraft.in_progress(4711)
+
+
+@pytest.mark.parametrize("name", ["stat", "status", "task/731/stat", "task/731/status"])
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_flagged_process_whose_details_are_missing_while_it_is_there_is_unread(moving, name, content):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    kernel.task(732, blocking=True)
+    if content is None:
+        os.unlink(kernel.root / "proc/731" / name)
+    else:
+        kernel.write(f"proc/731/{name}", content)
+    held = kgraft.blocking()
+    assert ([task["pid"] for task in held["tasks"]], held["count"], held["unread"], held["complete"]) == (
+        [732],
+        2,
+        1,
+        False,
+    )
+
+
+@pytest.mark.parametrize("abi", ["kgraft", "livepatch"])
+def test_a_walk_across_two_transitions_is_taken_again(make_kernel, kgraft_on, monkeypatch, abi):
+    kernel = make_kernel(abi)
+    first, second = ("kgraft-patch-1-1", "kgraft-patch-2-1") if abi == "kgraft" else ("livepatch_1_1", "livepatch_2_1")
+    kernel.start(first)
+    for pid in range(700, 710):
+        kernel.task(pid, blocking=True)
+    kgraft, listdir, done = kgraft_on(kernel), os.listdir, []
+
+    def the_next_one_begins(path):
+        names = listdir(path)
+        if not done and os.fsdecode(path).endswith("/proc/"):
+            done.append(path)
+            kernel.finish()
+            kernel.start(second)
+            for pid in range(700, 760):
+                kernel.task(pid, blocking=True)
+        return names
+
+    monkeypatch.setattr(os, "listdir", the_next_one_begins)
+    held = kgraft.blocking()
+    assert (held["count"], held["complete"]) == (60, True)
