@@ -201,7 +201,7 @@ class KGraft:
         different columns. It ends at one page, in the middle of a line.
         """
         path = os.path.join(directory, "state")
-        lines = files.text(files.read(path)).split("\n")[:-1]
+        lines = files.lines(files.read(path))[:-1]
         columns = [column.lower() for column in lines[0].split()] if lines else []
         if "function" not in columns or "state" not in columns:
             raise files.unclear(path, f"its heading is {lines[:1]!r}")
@@ -357,7 +357,7 @@ def _is_count(word):
 def _modules(root):
     """Module → reference count, oldest first; /proc/modules lists the newest first."""
     try:
-        lines = files.text(files.read(os.path.join(root, "proc/modules"))).split("\n")
+        lines = files.lines(files.read(os.path.join(root, "proc/modules")))
     except FileNotFoundError:  # a recorded tree may lack it
         lines = []
     rows = [line.split() for line in reversed(lines)]

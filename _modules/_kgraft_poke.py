@@ -307,8 +307,8 @@ def _why_not(pid, tid, word):
 
 
 def _no_right(thread):
-    tracer = tasks.status(thread)["TracerPid"]
-    if tracer != "0":
+    tracer = int(tasks.status(thread)["TracerPid"])
+    if tracer:
         return REASONS["traced"].format(tracer)
     if _setting("proc/sys/kernel/yama/ptrace_scope") == "3":
         return "Yama forbids all tracing (kernel.yama.ptrace_scope is 3)"

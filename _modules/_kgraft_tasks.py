@@ -22,6 +22,8 @@ KINDS = ("kernel", "traced", "stopped", "uninterruptible", "zombie", "user")
 
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
+DELETED = b" (deleted)"  # what the kernel adds to the path of an executable that is no longer there
+
 # A pid namespace's number in the first one (include/linux/proc_ns.h, PROC_PID_INIT_INO)
 FIRST_PID_NAMESPACE = b"pid:[4026531836]"
 
@@ -213,8 +215,7 @@ def task(root, pid, tids, cmdline=False, stacks=False):
     told = {
         "pid": pid,
         "tids": [one.tid for one in flagged],
-        # A command line lies in the process's memory: who reads it may wait for a lock that a sleeper in D holds.
-        "name": files.text(leader.name) if kind(worst) == "uninterruptible" else _full_name(proc, leader.name),
+        "name": _full_name(proc, leader.name),
         "user": user,
         "unit": _unit(proc),
         "letter": worst.letter,
@@ -279,19 +280,20 @@ def command_line(proc):
 
 
 def status(directory):
-    rows = (line.partition(":") for line in files.text(files.read(os.path.join(directory, "status"))).split("\n"))
-    return {key: value.strip() for key, _, value in rows}
+    """The fields of a task's ``status``, as bytes."""
+    rows = (line.partition(b":") for line in files.read(os.path.join(directory, "status")).split(b"\n"))
+    return {files.text(key): value.strip() for key, _, value in rows}
 
 
 def _full_name(proc, name):
-    """The kernel cuts names at 15 bytes; the command's own goes on, if it is the same."""
+    """The kernel cuts names at 15 bytes; the executable's own goes on, if it is the same."""
     if len(name) >= 15:
         try:
-            command = os.path.basename(files.read(os.path.join(proc, "cmdline")).split(b"\0")[0])
+            own = os.fsencode(os.path.basename(files.link(os.path.join(proc, "exe"))))
         except OSError:
-            command = b""
-        if command.startswith(name):
-            return files.text(command)
+            own = b""
+        if own.startswith(name):
+            return files.text(own[: -len(DELETED)] if own.endswith(DELETED) else own)
     return files.text(name)
 
 
@@ -309,7 +311,7 @@ def _user(proc):
 def _unit(proc):
     """The system unit as ``ps -o unit`` has it: the first below the slices."""
     try:
-        lines = files.text(files.read(os.path.join(proc, "cgroup"))).split("\n")
+        lines = files.lines(files.read(os.path.join(proc, "cgroup")))
     except FileNotFoundError:
         if files.is_gone(proc):
             raise
@@ -326,6 +328,6 @@ def _unit(proc):
 
 def _stack(proc, tid):
     try:
-        return files.text(files.read(os.path.join(proc, "task", str(tid), "stack"))).splitlines()
+        return files.lines(files.read(os.path.join(proc, "task", str(tid), "stack")).rstrip(b"\n"))
     except OSError:
         return None

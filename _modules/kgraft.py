@@ -76,7 +76,7 @@ def summary():
     Say in one line where this machine stands; its stable parts come first, so
     that the lines of many machines sort and group.
 
-    Returns a string: ``ready livepatch_9_2_1``, ``ready no patch``,
+    Returns a string: ``ready livepatch_9_2_1``, ``ready no live patch``,
     ``in_progress kgraft_patch_2_2_1 apply 2 blocking: nfsd(731) kernel, …``
     (the count has a ``+`` when not everything could be read), or
     ``unavailable``. ``/proc`` is walked only while a transition runs.
@@ -93,7 +93,7 @@ def summary():
     if look.state == "unavailable":
         return look.state
     if look.state == "ready":
-        return "ready {}".format(" ".join(kernel.active(look)) or "no patch")
+        return "ready {}".format(" ".join(kernel.active(look)) or "no live patch")
     held = tasks.blocking(_root(), limit=3)
     if held["state"] == "ready":
         return summary()

@@ -170,7 +170,7 @@ def main():
         say("Where does this machine stand, and what would the state do?")
         show("cat patched.sls")
         print(SLS, end="")
-        expect(site.call("kgraft.summary"), "ready no patch")
+        expect(site.call("kgraft.summary"), "ready no live patch")
         expect(site.call("state.apply", "patched", test=True), "10-2.1 would be installed", "Result: None")
 
         say("A master listens to the minion's beacon. Now the live run.")

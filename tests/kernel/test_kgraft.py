@@ -33,7 +33,7 @@ def test_a_kernel_without_patches_is_ready(guest):
     assert guest.call("kgraft.patches") == {}
     assert guest.call("kgraft.in_progress") is False
     assert guest.call("kgraft.blocking") == {"state": "ready", "tasks": [], "count": 0, "unread": 0, "complete": True}
-    assert guest.call("kgraft.summary") == "ready no patch"
+    assert guest.call("kgraft.summary") == "ready no live patch"
     assert guest.call("kgraft.wait", timeout=5) < 1
 
 

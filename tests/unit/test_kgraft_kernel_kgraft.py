@@ -23,7 +23,7 @@ GENERATIONS = [
 def test_each_generation_of_kgraft_goes_through_a_patch_life(make_kernel, kgraft_on, generation):
     kernel = make_kernel(**generation)
     kgraft = kgraft_on(kernel)
-    assert kgraft.summary() == "ready no patch"
+    assert kgraft.summary() == "ready no live patch"
     kernel.start(PATCH)
     kernel.task(731, "nfsd", blocking=True)
     assert kgraft.summary() == f"in_progress {MODULE} apply 1 blocking: nfsd(731) user"
@@ -34,7 +34,7 @@ def test_each_generation_of_kgraft_goes_through_a_patch_life(make_kernel, kgraft
     assert kgraft.status()["active"] == []
     kernel.finish()
     assert kgraft.patches()[MODULE]["state"] == "inactive"
-    assert kgraft.summary() == "ready no patch"
+    assert kgraft.summary() == "ready no live patch"
 
 
 def test_plain_files_beside_patch_directories_are_no_patches(kernel, kgraft):

@@ -9,7 +9,7 @@ LIVEPATCH = "livepatch_9_2_1"
 def test_each_generation_of_livepatch_goes_through_a_patch_life(make_kernel, kgraft_on, generation):
     kernel = make_kernel("livepatch", **generation)
     kgraft = kgraft_on(kernel)
-    assert kgraft.summary() == "ready no patch"
+    assert kgraft.summary() == "ready no live patch"
     kernel.start(LIVEPATCH)
     kernel.task(731, "nfsd", blocking=True)
     assert kgraft.summary() == f"in_progress {LIVEPATCH} apply 1 blocking: nfsd(731) user"

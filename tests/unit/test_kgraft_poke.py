@@ -199,7 +199,7 @@ def test_own_patterns_add_to_the_list(moving, poke, pattern, method):
 
 
 def test_a_name_longer_than_the_kernel_keeps_is_matched_whole(moving, poke):
-    moving.task(731, "hdbcompileserver", blocking=True, cmdline=["/usr/sap/hdbcompileserver"])
+    moving.task(731, "hdbcompileserver", blocking=True, exe="/usr/sap/hdbcompileserver")
     assert _reasons(poke(protect="name:hdbcompileserver")) == {731: "protected by name:hdbcompileserver"}
     assert _reasons(poke(protect="name:hdbcompileserver-2")) == {731: "this machine has no process 731"}
 
@@ -217,7 +217,7 @@ def test_a_name_longer_than_the_kernel_keeps_is_matched_whole(moving, poke):
     ],
 )
 def test_a_name_that_the_kernel_cut_is_protected_by_what_it_may_be(moving, kgraft, poke, name, kept, pattern):
-    moving.task(731, name, blocking=True, cmdline=["python3"])
+    moving.task(731, name, blocking=True)
     moving.task(732, "other", blocking=True)
     assert kgraft.blocking()["tasks"][0]["name"] == kept
     assert _reasons(poke(protect=pattern)) == {731: f"protected by {pattern}", 732: "this machine has no process 732"}
