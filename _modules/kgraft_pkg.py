@@ -367,12 +367,9 @@ def _provided(package):
         return zypper.installed(package)
     # Patterns are packages that provide pattern() in their own name as the version
     columns = "%{VERSION}-%{RELEASE}[ %{PROVIDENAME}=%{PROVIDEVERSION}]\n"
-    command = zypper.rpm("-q", "--queryformat", columns, "--whatprovides", "pattern()")
-    if command["retcode"] and "no package provides" not in command["stdout"]:
-        raise CommandExecutionError(f"rpm cannot tell whether {package} is installed: {zypper.reason(command)}")
-    wanted = "pattern()={}".format(package.split(":", 1)[1])
-    rows = [line.split() for line in command["stdout"].splitlines()]
-    found = [row[0] for row in rows if wanted in row[1:]]
+    wanted = package.replace("pattern:", "pattern()=", 1)
+    lines = zypper.query(f"whether {package} is installed", columns, "--whatprovides", "pattern()")
+    found = [line.split()[0] for line in lines if wanted in line.split()[1:]]
     return versions.newest_first(found)[0] if found else None
 
 
