@@ -24,19 +24,14 @@ def names(tasks):
 
 def blocking(answer):
     """``answer`` is that of ``kgraft.blocking``."""
+    count, listed = answer["count"], names(answer["tasks"]) or "none seen"
     if not answer["complete"]:
-        return "At least {} tasks block, not all of them could be seen: {}.".format(
-            answer["count"], names(answer["tasks"]) or "none seen"
-        )
-    if not answer["count"]:
+        return f"At least {count} tasks block, not all of them could be seen: {listed}."
+    if not count:
         return "No task blocks any more; the kernel sees that at its next check."
-    more = answer["count"] - len(answer["tasks"])
-    return "{} {}: {}{}.".format(
-        answer["count"],
-        "task blocks" if answer["count"] == 1 else "tasks block",
-        names(answer["tasks"]),
-        f" and {more} more" if more else "",
-    )
+    more = count - len(answer["tasks"])
+    block = "task blocks" if count == 1 else "tasks block"
+    return f"{count} {block}: {listed} and {more} more." if more else f"{count} {block}: {listed}."
 
 
 def advice(tasks, abi):
