@@ -158,9 +158,9 @@ def applied(
         Seconds to wait for a transition to end, and for another zypper. Default: ``300``
 
     poke_after
-        Seconds of waiting after which the sleeping processes that still block are poked (SIGSTOP, then SIGCONT), and
-        again every 15 seconds. Where the kernel sends the signal itself (livepatch) it does nothing and says so.
-        Default: ``None``, never.
+        Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
+        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself (livepatch) it does nothing and
+        says so. Default: ``None``, never.
 
     protect
         Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
@@ -209,9 +209,9 @@ def settled(name, timeout=300, poke_after=None, protect=None):
         Seconds to wait for the transition to end. Default: ``300``
 
     poke_after
-        Seconds of waiting after which the sleeping processes that still block are poked (SIGSTOP, then SIGCONT), and
-        again every 15 seconds. Where the kernel sends the signal itself (livepatch) it does nothing and says so.
-        Default: ``None``, never.
+        Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
+        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself (livepatch) it does nothing and
+        says so. Default: ``None``, never.
 
     protect
         Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
@@ -248,7 +248,7 @@ def _report(name, look, act, limits):
         before = look()
         if limits.protect is not None:
             # who knows the patterns refuses a wrong one now, not when it is time to poke
-            __salt__["kgraft.poke"](protect=limits.protect, test=True)
+            _poke(limits, test=True)
         ret["comment"], ret["changes"] = act(before)
         ret["result"] = None if ret["changes"] else True
     except (CommandExecutionError, SaltInvocationError) as err:
@@ -347,18 +347,30 @@ def _wait(look, limits, so_far=""):
         if waited >= limits.timeout:
             raise CommandExecutionError(_unsettled(look, limits, blocking, so_far))
         if waited >= poke_at:
-            limits.pokes.append(__salt__["kgraft.poke"](protect=limits.protect))
+            limits.pokes.append(_poke(limits))
             poke_at = waited + SLICE
         progress = {"transition": looks.moving(look), "seconds": round(waited, 1), "timeout": limits.timeout}
         progress.update((key, blocking[key]) for key in ("count", "complete", "tasks"))
         __salt__["event.send"]("kgraft/{}/progress".format(__opts__["id"]), progress)
 
 
+def _poke(limits, test=False):
+    """Poke, or say who would be; a poke that fails is no end of a wait."""
+    try:
+        return __salt__["kgraft.poke"](protect=limits.protect, test=test)
+    except CommandExecutionError as err:
+        return {"poked": [], "skipped": [], "failed": _message(err)}
+
+
 def _unsettled(look, limits, blocking, so_far):
+    # On livepatch the kernel moves sleepers itself: what a poke would say there is no news.
+    would = {"skipped": []} if look.status["abi"] == "livepatch" else _poke(limits, test=True)
+    spared = {task["pid"]: task["reason"] for task in would["skipped"]}
     lines = [f"{looks.moving(look)}, still after {limits.timeout:g} s. {so_far}{tasks.blocking(blocking)}"]
-    lines += tasks.advice(blocking["tasks"], look.status["abi"])
+    lines += tasks.advice(blocking["tasks"], look.status["abi"], spared)
     if limits.pokes:
         lines.append(f"Poked {len(limits.pokes)} times.{tasks.skipped(limits.pokes[-1])}")
+    lines += sorted({"A poke failed: {}".format(poke["failed"]) for poke in limits.pokes if "failed" in poke})
     return "\n".join(lines)
 
 
