@@ -7,6 +7,11 @@ PYTHON ?= /usr/bin/python3
 SALT ?= 3008
 UV := .venv/uv/bin/uv
 PY := .venv/$(SALT)/bin/python
+# tests at a time: some wait, so one more than there are processors
+JOBS ?= $(shell expr $$(nproc) + 1)
+SALT_3006 := $(shell $(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 12) and print(".venv/3006/.test")')
+# the tests' Salt writes no bytecode itself, and without any each call of it takes three times as long
+export UV_COMPILE_BYTECODE := 1
 MINION_FILES := $(wildcard _modules _states _beacons) saltext
 
 # $(call step,NAME,COMMANDS): says what runs and how long it took; .ci/run reads $STAGE_TIMES
@@ -17,17 +22,17 @@ took=$$((SECONDS - begin)); printf '== %s: %s, %s s\n' '$(1)' "$$([ $$code = 0 ]
 endef
 
 # rpm, zypper, PostgreSQL, virtual machines and other users' processes want root; an ordinary user gets it by sudo
-ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|KERNELS|PYTHON[A-Z]*)='))
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|KERNELS|KGRAFT_SOAK|PYTEST_ADDOPTS|PYTHON[A-Z]*)='))
 
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d /tmp/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
 
-.PHONY: help setup test test-unit test-functional test-integration test-3006 test-kernel demo bench docs lint format clean
+.PHONY: help setup test test-unit test-functional test-integration test-all test-3006 test-kernel soak demo bench docs lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/3008/.dev .venv/3006/.test .venv/debian  ## install all that tests, lint and docs need
+setup: .venv/3008/.dev $(SALT_3006) .venv/debian  ## install all that tests, lint and docs need
 
 # ---- what is installed, each step once
 
@@ -63,20 +68,24 @@ setup: .venv/3008/.dev .venv/3006/.test .venv/debian  ## install all that tests,
 
 # ---- tests
 
-test: test-unit test-functional test-integration test-3006  ## all tests but those on a real kernel
+test: test-unit  ## all that a change can break, on Salt 3008: unit, functional, integration
+	$(call step,functional and integration tests,$(call pytest,3008,-n $(JOBS) tests/functional tests/integration))
 
-test-unit: .venv/3008/.test .venv/debian  ## single functions, on kernels made of files
-	$(call step,unit tests,$(call pytest,3008,tests/unit))
+test-unit test-functional test-integration: test-%: .venv/3008/.test .venv/debian
+	$(call step,$* tests,$(call pytest,3008,-n $(JOBS) tests/$*))
 
-test-functional: .venv/3008/.test .venv/debian  ## Salt's real loader, the lab, real packages
-	$(call step,functional tests,$(call pytest,3008,tests/functional))
+test-all: test test-3006 test-kernel  ## these, Salt 3006, and real kernels
 
-test-integration: .venv/3008/.test .venv/debian  ## a real master, minion and event bus
-	$(call step,integration tests,$(call pytest,3008,tests/integration))
-
-test-3006: .venv/3006/.test .venv/debian  ## functional tests and one smoke test on Salt 3006
-	$(call step,functional tests on Salt 3006,$(call pytest,3006,tests/functional))
+test-3006: $(SALT_3006) .venv/debian  ## functional tests and one smoke test on Salt 3006, where Python is 3.10 or 3.11
+ifdef SALT_3006
+	$(call step,functional tests on Salt 3006,$(call pytest,3006,-n $(JOBS) tests/functional))
 	$(call step,smoke test on Salt 3006,$(call pytest,3006,tests/integration -m smoke))
+else
+	$(call step,Salt 3006,echo 'not tested: it needs Python 3.10 or 3.11 and $(PYTHON) is another'; [ -z "$$CI" ])
+endif
+
+soak: .venv/3008/.test .venv/debian  ## the tests that have rounds, with all of them
+	$(call step,soak,export KGRAFT_SOAK=1; $(call pytest,3008,-n $(JOBS) -m soak tests/unit tests/functional))
 
 test-kernel: test-kernel-6.1 test-kernel-6.12  ## real kernels in virtual machines; `make -j2` runs both at a time
 

@@ -18,8 +18,21 @@ import tempfile
 import types
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests.support.soak import SOAK
+
+SHARE_A_MINION = ("/test_prompt.py", "/test_readme.py", "/test_states_on_the_bus.py")
 REPO = pathlib.Path(__file__).resolve().parent.parent
+
+# A slow machine is no failure, and make test searches the same examples each time; make soak searches for new ones
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=not SOAK,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
 
 # Salt's daemons log through handlers whose streams pytest has closed by the time they end
 logging.raiseExceptions = False
@@ -32,6 +45,21 @@ def pytest_runtest_makereport():
     if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI does not allow: {report.longrepr[-1]}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """``pytest -n``: what shares daemons goes to one process, everything else to whichever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            if not path.startswith("tests/integration/"):
+                return nodeid
+            return "one master and minion" if path.endswith(SHARE_A_MINION) else path
+
+    return Scheduling(config, log)
 
 
 @functools.cache
@@ -125,6 +153,8 @@ def salt_factories_config():
         "code_dir": str(REPO),
         "root_dir": root,
         "inject_sitecustomize": False,
+        # SIGKILL: at a SIGTERM a minion sleeps 5 s before it ends
+        "slow_stop": False,
         "start_timeout": 120,
         "log_server_host": "127.0.0.1",
     }

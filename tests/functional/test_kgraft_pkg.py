@@ -9,7 +9,7 @@ import time
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from lab import Lab
+from lab import Lab, samples
 from tests.support.packages import FAIL, KERNEL, KERNEL_15, OTHER_KERNEL, SuseRoot, package_name
 
 pytest_plugins = ["tests.support.package_fixtures"]
@@ -238,7 +238,7 @@ def test_install_gives_up_when_the_lock_does_not_come_free(kgraft_pkg, suse, hol
         started = time.monotonic()
         with pytest.raises(CommandExecutionError, match=rf"zypper \({pid}\)" if holder == "locked" else "by rpm"):
             kgraft_pkg.install(lock_timeout=0.5)
-        assert 0.5 <= time.monotonic() - started < 5
+        assert 0.5 <= time.monotonic() - started < 60
     assert suse.editions(PACKAGE) == []
 
 
@@ -276,8 +276,7 @@ def test_installing_loads_the_patch_into_the_kernel_that_runs(on, lab, suse_load
 
 
 def test_installing_during_a_transition_leaves_the_patch_unloaded_and_says_so(on, lab, suse_loaders):
-    sleeper = subprocess.Popen(["sleep", "600"])
-    try:
+    with samples.process("sleep") as sleeper:
         lab.watch(sleeper.pid)
         lab.load("kgraft-patch-1-8_5_1")
 
@@ -286,9 +285,6 @@ def test_installing_during_a_transition_leaves_the_patch_unloaded_and_says_so(on
         assert answer["new"] == "2-2.1"
         assert "Resource temporarily unavailable" in answer["warnings"][0]
         assert MODULE("2_2_1") not in suse_loaders.modules.kgraft.patches()
-    finally:
-        sleeper.kill()
-        sleeper.wait()
 
 
 def test_the_administrator_can_forbid_the_script_to_load(on, lab, suse_loaders):

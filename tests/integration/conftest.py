@@ -14,7 +14,23 @@ import pathlib
 import shutil
 
 import pytest
+from saltfactories.plugins.event_listener import EventListener
 from saltfactories.utils import random_string
+
+# Fewer processes; what the daemons log costs a third of each call; a slow minion is waited for, not given up after 5 s
+MASTER = {
+    "worker_threads": 3,
+    "timeout": 60,
+    "gather_job_timeout": 60,
+    "log_level_logfile": "warning",
+    "pytest-master": {"log": {"level": "error"}},
+}
+MINION = {
+    # the default of the factories, 0.05, would make a beacon's interval twenty times as long
+    "loop_interval": 1,
+    "log_level_logfile": "warning",
+    "pytest-minion": {"log": {"level": "error"}},
+}
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +52,17 @@ def make_kernel(kernel_root):
 
 
 @pytest.fixture(scope="session")
+def event_listener():
+    """The factories' own, but it forgets no event: theirs does after two minutes, and then a test hears too little."""
+    with EventListener(timeout=24 * 60 * 60) as listener:
+        yield listener
+
+
+@pytest.fixture(scope="session")
 def master(salt_factories, file_root):
     factory = salt_factories.salt_master_daemon(
         random_string("master-"),
-        overrides={"file_roots": {"base": [str(file_root)]}, "worker_threads": 3},
+        overrides={**MASTER, "file_roots": {"base": [str(file_root)]}},
     )
     with factory.started():
         yield factory
@@ -49,8 +72,7 @@ def master(salt_factories, file_root):
 def minion(master, kernel_root):
     factory = master.salt_minion_daemon(
         random_string("minion-"),
-        # the default of the factories, 0.05, would make a beacon's interval twenty times as long
-        overrides={"loop_interval": 1, "kgraft.root": str(kernel_root)},
+        overrides={**MINION, "kgraft.root": str(kernel_root)},
     )
     with factory.started():
         synced = factory.salt_call_cli(timeout=120).run("saltutil.sync_all")

@@ -8,13 +8,14 @@ import pytest
 
 from tests.support.busy_database import BusyDatabase
 from tests.support.machine import Machine, stand_alone_minion, state_of
-from tests.support.packages import KERNEL, package_name, standard_repository
+from tests.support.packages import KERNEL, package_name
+
+pytest_plugins = ["tests.support.package_fixtures"]
 
 
 @pytest.fixture
-def machine(tmp_path, file_root, monkeypatch):
-    repository = standard_repository(tmp_path / "live-patching")
-    with Machine(tmp_path / "lab", stand_alone_minion(tmp_path / "minion", file_root), [repository]) as machine:
+def machine(tmp_path, file_root, live_patches, monkeypatch):
+    with Machine(tmp_path / "lab", stand_alone_minion(tmp_path / "minion", file_root), [live_patches]) as machine:
         monkeypatch.setenv("PATH", machine.lab.environ["PATH"])
         monkeypatch.setenv("KGRAFT_LAB", machine.lab.environ["KGRAFT_LAB"])
         yield machine

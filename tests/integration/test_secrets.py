@@ -13,6 +13,7 @@ import time
 import pytest
 from saltfactories.utils import random_string
 
+from tests.integration.conftest import MASTER, MINION
 from tests.support import suseconnect
 
 CODES = {"pillar": "aaaa-SECRET-pillar", "sdb": "bbbb-SECRET-sdb", "file": "cccc-SECRET-file"}
@@ -53,8 +54,8 @@ def loud_master(salt_factories, places, file_root):
     factory = salt_factories.salt_master_daemon(
         random_string("loud-master-"),
         overrides={
+            **MASTER,
             **LOUD,
-            "worker_threads": 3,
             "file_roots": {"base": [str(file_root), str(places.states)]},
             "pillar_roots": {"base": [str(places.pillar)]},
         },
@@ -74,6 +75,7 @@ def loud_minion(loud_master, salt_factories, places, tmp_path_factory):
         factory = loud_master.salt_minion_daemon(
             random_string("loud-minion-"),
             overrides={
+                **MINION,
                 **LOUD,
                 "grains": SLES_12,
                 "kgraft.root": str(directory / "root"),

@@ -11,7 +11,7 @@ def test_a_long_wait_shows_on_the_masters_bus_who_blocks_now(master, minion, sal
     began = time.time()
 
     # poke_after ends the first slice of the wait early; nothing here can be poked
-    waited = salt_cli.run("state.single", "kgraft.settled", "x", timeout=3, poke_after=1, minion_tgt=minion.id)
+    waited = salt_cli.run("state.single", "kgraft.settled", "x", timeout=3, poke_after=0.1, minion_tgt=minion.id)
 
     (late,) = waited.data.values()
     assert late["result"] is False

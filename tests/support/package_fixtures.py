@@ -7,6 +7,10 @@ Fixtures over ``tests.support.packages``; a test file says ``pytest_plugins = ["
 ``on``              ``on(root)``: the execution modules of a SUSE minion whose root is this one
 """
 
+import fcntl
+import os
+import pickle
+
 import pytest
 
 from tests.support.packages import PackageRepository, SuseRoot, minion_options, standard_repository
@@ -15,7 +19,17 @@ from tests.support.packages import PackageRepository, SuseRoot, minion_options, 
 @pytest.fixture(scope="session")
 def live_patches(tmp_path_factory):
     """The repository that ``tests.support.packages`` describes. Do not add to it: it is everybody's."""
-    return standard_repository(tmp_path_factory.mktemp("repositories") / "live-patching")
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with open(base / "live-patching.pickle", "a+b") as built:
+        # the first of the processes of pytest -n builds it, the others wait
+        fcntl.flock(built, fcntl.LOCK_EX)
+        built.seek(0)
+        if not built.read(1):
+            pickle.dump(standard_repository(base / "live-patching"), built)
+        built.seek(0)
+        return pickle.load(built)
 
 
 @pytest.fixture

@@ -433,7 +433,7 @@ class SuseRoot:
         place.write_text(text)
 
 
-def until(condition, timeout=30):
+def until(condition, timeout=120):
     """Wait for a condition, with a deadline."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.files import BOOT_ID
 from tests.support.beacon_minion import OTHER_BOOT, Minion, fail, tags
+from tests.support.soak import rounds
 
 pytest_plugins = ["tests.support.beacon_fixtures"]
 
@@ -330,7 +331,8 @@ MEMORY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.soak
+@settings(max_examples=rounds(300))
 @given(st.binary() | (JSON | MEMORY).map(lambda content: json.dumps(content).encode()))
 def test_no_memory_file_brings_the_beacon_down(kernel, minion, content):
     minion.memory.write_bytes(content)

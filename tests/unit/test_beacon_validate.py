@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.soak import rounds
+
 
 @pytest.fixture(scope="module")
 def validate(load):
@@ -128,7 +130,8 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@pytest.mark.soak
+@settings(max_examples=rounds(500))
 @given(ANYTHING | st.lists(st.dictionaries(st.text(max_size=8) | st.sampled_from(["stuck_after", "remind"]), ANYTHING)))
 def test_it_never_raises(validate, config):
     valid, text = validate(config)
@@ -137,7 +140,8 @@ def test_it_never_raises(validate, config):
     assert isinstance(text, str)
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.soak
+@settings(max_examples=rounds(300))
 @given(
     st.fixed_dictionaries(
         {},
