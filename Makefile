@@ -17,7 +17,7 @@ took=$$((SECONDS - begin)); printf '== %s: %s, %s s\n' '$(1)' "$$([ $$code = 0 ]
 endef
 
 # rpm, zypper, PostgreSQL, virtual machines and other users' processes want root; an ordinary user gets it by sudo
-ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|KERNELS|PYTHON[A-Z]*)='))
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|DETAILS|KERNELS|PYTHON[A-Z]*)='))
 
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d /tmp/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
@@ -84,7 +84,7 @@ test-kernel: .venv/debian  ## real kernels in virtual machines, those that apt h
 
 # ---- the rest
 
-demo: .venv/3008/.salt .venv/packaging  ## from a machine without a live patch to a settled one, told as a story
+demo: .venv/3008/.salt .venv/packaging  ## from a machine without a live patch to a settled one, told as a story; DETAILS=1: with whole answers
 	$(call step,demo,$(ROOT) $(PY) -m lab.demo)
 
 bench: .venv/3008/.test  ## against the shell way and bare C
