@@ -32,8 +32,12 @@ setup: .venv/3008/.dev .venv/3006/.test .venv/debian  ## install all that tests,
 # ---- what is installed, each step once
 
 .venv/base:
-	$(call step,Debian packages to begin with,.ci/debian python3-venv python3-dev gcc libc6-dev ca-certificates)
+	$(call step,Debian packages to begin with,.ci/debian python3-venv ca-certificates)
 	@mkdir -p .venv && touch $@
+
+.venv/compiler: .venv/base
+	$(call step,a compiler for Python packages,.ci/debian python3-dev gcc libc6-dev)
+	@touch $@
 
 .venv/debian: requirements/debian.txt .venv/base
 	$(call step,Debian packages for the tests,.ci/debian $$(sed 's/#.*//' requirements/debian.txt))
@@ -47,11 +51,12 @@ setup: .venv/3008/.dev .venv/3006/.test .venv/debian  ## install all that tests,
 	$(call step,uv,$(PYTHON) -m venv .venv/uv && .venv/uv/bin/pip install --quiet --disable-pip-version-check uv)
 	@touch $@
 
+# without timelib, which reads dates for users and would be the only one to want a compiler; .test adds it
 .venv/%/.salt: .venv/uv/.done
-	$(call step,Salt $*,[ -x .venv/$*/bin/python ] || $(UV) venv --quiet --python $(PYTHON) .venv/$*; $(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*')
+	$(call step,Salt $*,[ -x .venv/$*/bin/python ] || $(UV) venv --quiet --python $(PYTHON) .venv/$*; echo 'timelib; python_version < "3"' | $(UV) pip install --quiet --python .venv/$*/bin/python --override /dev/stdin 'salt==$*.*')
 	@touch $@
 
-.venv/%/.test: .venv/%/.salt requirements/test.txt
+.venv/%/.test: .venv/%/.salt .venv/compiler requirements/test.txt
 	$(call step,test tools for Salt $*,$(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*' -r requirements/test.txt)
 	@touch $@
 
@@ -79,12 +84,15 @@ test-3006: .venv/3006/.test .venv/debian  ## functional tests and one smoke test
 	$(call step,smoke test on Salt 3006,$(call pytest,3006,tests/integration -m smoke))
 
 test-kernel: .venv/debian  ## real kernels in virtual machines, those that apt has; `make -j2` runs two at a time
-	+@series=$$($(PYTHON) -m tests.kernel.debian) && $(MAKE) $$(printf 'test-kernel-%: .venv/3008/.test .venv/debian
+	+@series=$$($(PYTHON) -m tests.kernel.debian) && $(MAKE) $$(printf 'test-kernel-%s ' $$series)
+
+test-kernel-%: .venv/3008/.test .venv/debian
 	$(call step,kernel tests on $*,export KERNELS=$*; $(call pytest,3008,tests/kernel))
 
 # ---- the rest
 
-demo: .venv/3008/.salt .venv/packaging  ## from a machine without a live patch to a settled one, told as a story; DETAILS=1: with whole answers
+demo:  ## from a machine without a live patch to a settled one, told as a story; DETAILS=1: with whole answers
+	+@$(MAKE) -s $(if $(filter -j%,$(MAKEFLAGS)),,-j2) .venv/3008/.salt .venv/packaging
 	$(call step,demo,$(ROOT) $(PY) -m lab.demo)
 
 bench: .venv/3008/.test  ## against the shell way and bare C
