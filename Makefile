@@ -1,10 +1,11 @@
-# Fresh Debian 12 with python3, make, git, and root or sudo is enough: everything else is installed here.
+# Fresh Debian 12 or 13 with python3, make, git, and root or sudo is enough: everything else is installed here.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= /usr/bin/python3
 SALT ?= 3008
+SUITE ?= trixie
 UV := .venv/uv/bin/uv
 PY := .venv/$(SALT)/bin/python
 MINION_FILES := $(wildcard _modules _states _beacons) saltext
@@ -22,7 +23,7 @@ ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|DETA
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d /tmp/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
 
-.PHONY: help setup test test-unit test-functional test-integration test-3006 test-kernel demo bench docs lint format clean
+.PHONY: help setup test test-unit test-functional test-integration test-3006 test-kernel demo try-fresh bench docs lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +95,9 @@ test-kernel-%: .venv/3008/.test .venv/debian
 demo:  ## from a machine without a live patch to a settled one, told as a story; DETAILS=1: with whole answers
 	+@$(MAKE) -s $(if $(filter -j%,$(MAKEFLAGS)),,-j2) .venv/3008/.salt .venv/packaging
 	$(call step,demo,$(ROOT) $(PY) -m lab.demo)
+
+try-fresh:  ## a new Debian machine, by debootstrap: SUITE=bookworm or trixie, TARGETS="demo test", WHO="root user"
+	@WHO="$(WHO)" .ci/try-fresh $(SUITE) $(TARGETS)
 
 bench: .venv/3008/.test  ## against the shell way and bare C
 	@$(PY) -m benchmarks
