@@ -17,8 +17,9 @@ took=$$((SECONDS - begin)); printf '== %s: %s, %s s\n' '$(1)' "$$([ $$code = 0 ]
 [ -z "$$STAGE_TIMES" ] || printf '%s\t%s\t%s\n' '$(1)' $$code $$took >> "$$STAGE_TIMES"; exit $$code
 endef
 
-# rpm, zypper, PostgreSQL, virtual machines and other users' processes want root; an ordinary user gets it by sudo
-ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|DETAILS|KERNELS|PYTHON[A-Z]*)='))
+# rpm, zypper, PostgreSQL, virtual machines and other users' processes want root; an ordinary user gets it by sudo. No ' in it:
+# it is used between two.
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E "^(CI|DETAILS|KERNELS|PYTHON[A-Z]*)="))
 
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d /tmp/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
