@@ -202,6 +202,8 @@ def _prepare(series, say):
         say(f"{release}: unpacking, building {len(MODULES)} modules")
         for deb in debs:
             run("dpkg-deb", "-x", deb, scratch / "tree", timeout=120)
+        if not (scratch / "tree/lib").exists():  # since trixie the packages have /usr/lib/modules
+            (scratch / "tree/lib").symlink_to("usr/lib")
         build_modules(scratch / "tree", release, scratch / "modules")
         done = scratch / "done"
         done.mkdir()
