@@ -43,7 +43,7 @@ def test_before_during_and_after_a_transition(guest):
 
     guest.insert(FIRST)
 
-    cumulative = guest.value(f"{FIRST}/replace") == "1" if guest.kernel.series == "6.12" else None
+    cumulative = guest.value(f"{FIRST}/replace") == "1" if guest.kernel.series != "6.1" else None
     assert guest.call("kgraft.patches") == {
         FIRST: {"state": "applying", "version": "1-1.1", "refs": None, "cumulative": cumulative}
     }
