@@ -16,6 +16,7 @@ import pytest
 from saltfactories.utils import random_string
 
 from lab import Lab, wait_until
+from tests.integration.conftest import MINION
 from tests.support.packages import KERNEL, SuseRoot, minion_options, standard_repository
 
 STATE = ["state.single", "kgraft.applied", "the kernel", "version=2", "timeout=120", "poke_after=1"]
@@ -108,7 +109,7 @@ def test_on_a_minion_that_keeps_its_master(lab, first_process, master, file_root
     minion = master.salt_minion_daemon(
         random_string("settles-"),
         overrides={
-            "loop_interval": 1,
+            **MINION,
             "kgraft.root": str(lab.root),
             "module_dirs": [str(file_root)],
             **minion_options(),

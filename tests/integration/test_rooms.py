@@ -13,6 +13,7 @@ import pytest
 from saltfactories.utils import random_string
 
 from lab.files import Kernel
+from tests.integration.conftest import MINION
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["processes", "threads"])
@@ -22,7 +23,7 @@ def running(request, master, tmp_path_factory):
     factory = master.salt_minion_daemon(
         random_string("rooms-"),
         overrides={
-            "loop_interval": 1,
+            **MINION,
             "kgraft.root": str(kernel.root),
             "multiprocessing": request.param,
             "beacons": {"kgraft": []},
