@@ -45,8 +45,6 @@ def look(root):
         time.sleep(0.001 * attempt)
     # Where they go on to disagree, neither alone is taken for the end.
     direction = "apply" if "applying" in states else "revert" if "reverting" in states else None
-    if sum(patch.state != "inactive" for patch in patches) > 1:
-        patches = _by_age(root, patches)
     return Look(kernel, "in_progress" if running or moving else "ready", direction, patches)
 
 
@@ -73,6 +71,10 @@ def _interface(root):
         kgraft, livepatch = kernels
         # A SUSE 4.4 kernel shows an empty livepatch directory beside a used kgraft.
         return livepatch if files.directories(livepatch.base) and not files.directories(kgraft.base) else kgraft
+    if not kernels and files.is_gone(os.path.join(root, "sys/module")):
+        raise OSError(
+            f"Cannot look at the kernel: {os.path.join(root, 'sys')} is not that of a kernel, it has no module"
+        )
     return kernels[0] if kernels else None
 
 
@@ -150,7 +152,7 @@ class KGraft:
         """
         running = files.required(files.switch, os.path.join(self.base, "in_progress"))
         patches = [self._patch(os.path.join(self.base, name)) for name in files.directories(self.base)]
-        if any(patch.state == "reverting" for patch in patches) and len(patches) > 1:
+        if sum(patch.state != "inactive" for patch in patches) > 1:
             patches = self._replaced(_by_age(self.root, patches))
         # Where all of a patch's functions wait for modules, the kernel does not tell whether it is this one that moves.
         told = not running or any(patch.state in MOVING for patch in patches)
@@ -267,7 +269,14 @@ class Livepatch:
 
     def look(self):
         patches = [self._patch(os.path.join(self.base, name)) for name in files.directories(self.base)]
-        return any(patch.state in MOVING for patch in patches), patches
+        return any(patch.state in MOVING for patch in patches), self._in_order(patches)
+
+    def _in_order(self, patches):
+        """From 6.14 on the kernel says in which order patches were loaded."""
+        if len(patches) < 2:
+            return patches
+        order = {patch: files.optional(files.number, os.path.join(patch.directory, "stack_order")) for patch in patches}
+        return _by_age(self.root, patches) if None in order.values() else sorted(patches, key=order.get)
 
     def _patch(self, directory):
         enabled = files.switch(os.path.join(directory, "enabled"))

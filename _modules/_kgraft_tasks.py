@@ -20,6 +20,8 @@ if typing.TYPE_CHECKING:
 # The kinds of a blocking process; the first that is true of a flagged thread.
 KINDS = ("kernel", "traced", "stopped", "uninterruptible", "zombie", "user")
 
+DIGITS = 10  # of a process's number at most: what is longer is none, and breaks who sends it
+
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 DELETED = b" (deleted)"  # what the kernel adds to the path of an executable that is no longer there
@@ -79,6 +81,8 @@ def flagged(root, pid):
 
 def _flags_of(root, pid):
     seen = kernel.available(root)
+    if files.is_gone(os.path.join(root, "proc", str(pid))):
+        raise files.missing(os.path.join(root, "proc", str(pid)))
     if seen.state == "ready":
         return
     proc = os.fsencode(os.path.join(root, "proc")) + b"/"
@@ -133,6 +137,8 @@ def _threads_waiting(proc, pid, seen):
     name = b"/" + os.fsencode(seen.kernel.flag)
     flags = seen.kernel.flags(seen)
     summed = seen.kernel.abi == "kgraft"
+    if len(pid) > DIGITS:
+        raise files.unclear(proc + pid, "it is no process")
     if summed and not _is_flagged(proc + pid + name, flags):
         return
     nobody = True
@@ -147,7 +153,7 @@ def _threads_waiting(proc, pid, seen):
                 raise
             # Kernels before May 2015 flag leaders only and have no file for threads.
             flagged = tid == pid
-        if flagged and not tid.isdigit():
+        if flagged and not (tid.isdigit() and len(tid) <= DIGITS):
             raise files.unclear(thread, "it is no thread")
         nobody = nobody and not flagged
         yield int(tid) if flagged else None
@@ -249,7 +255,7 @@ def thread(proc, tid=None):
     number, _, name = head.partition(b" (")
     fields = tail.split()
     try:
-        return Thread(
+        told = Thread(
             tid=int(number),
             name=name,
             letter=files.text(fields[0]),
@@ -258,6 +264,9 @@ def thread(proc, tid=None):
             start_time=int(fields[19]),
             tracer=int(status(directory)["TracerPid"]),
         )
+        if max(abs(told.tid), abs(told.start_time)) >= 1 << 63:
+            raise ValueError(fields)
+        return told
     except (IndexError, KeyError, ValueError) as err:
         raise files.unclear(path, "it is no line of a task") from err
 

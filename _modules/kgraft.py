@@ -574,7 +574,7 @@ def _named(held, form, most=3):
 
 
 def _root():
-    root = __opts__.get("kgraft.root") or "/"
+    root = __opts__.get("kgraft.root", "/")
     if not isinstance(root, str) or not os.path.isabs(root):
         raise CommandExecutionError(f"The minion option kgraft.root must be an absolute path, not {root!r}")
     return root
@@ -604,7 +604,7 @@ def _pids(value):
         return None
     allowed = "a process id, a list of them, or a string such as '731,740'"
     if isinstance(value, str):
-        if not re.match(r"\s*\d{1,10}(\s*,\s*\d{1,10})*\s*$", value):
+        if not re.match(r"\s*\d{1,10}(\s*,\s*\d{1,10})*\s*\Z", value, re.ASCII):
             raise _refused("pids", value, allowed)
         value = [int(word) for word in value.split(",")]
     value = value if isinstance(value, (list, tuple, set)) else [value]

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+import salt.payload
 from salt.exceptions import CommandExecutionError
 
 
@@ -219,8 +220,11 @@ def test_a_proc_that_cannot_be_listed_is_a_failed_look(moving, monkeypatch):
         kgraft.blocking()
 
 
-def test_in_progress_of_a_process_that_does_not_exist_is_an_error(moving):
+@pytest.mark.parametrize("over", [False, True])
+def test_in_progress_of_a_process_that_does_not_exist_is_an_error(moving, over):
     kernel, kgraft = moving
+    if over:
+        kernel.finish()
     with pytest.raises(CommandExecutionError, match="There is no process 4711"):
         kgraft.in_progress(4711)
 
@@ -266,3 +270,23 @@ def test_a_walk_across_two_transitions_is_taken_again(make_kernel, kgraft_on, mo
     monkeypatch.setattr(os, "listdir", the_next_one_begins)
     held = kgraft.blocking()
     assert (held["count"], held["complete"]) == (60, True)
+
+
+@pytest.mark.parametrize("path", ["proc/99999999999999999999", "proc/731/task/99999999999999999999"])
+def test_a_number_that_no_task_can_have_is_unread_and_breaks_no_serializer(moving, path):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    shutil.copytree(kernel.root / "proc/731/task/731", kernel.root / path)
+    if path.count("/") == 1:
+        shutil.copytree(kernel.root / "proc/731/task", kernel.root / path / "task")
+    held = kgraft.blocking()
+    assert (held["unread"], held["complete"]) == (1, False)
+    salt.payload.dumps(held)
+
+
+def test_a_start_time_beyond_64_bits_is_unread_and_breaks_no_serializer(moving):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True, start_time=2**70)
+    held = kgraft.blocking()
+    assert (held["count"], held["unread"], held["complete"]) == (1, 1, False)
+    salt.payload.dumps(held)
