@@ -1,10 +1,11 @@
-# Fresh Debian 12 with python3, make, git, and root or sudo is enough: everything else is installed here.
+# Fresh Debian 12 or 13 with python3, make, git, and root or sudo is enough: everything else is installed here.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= /usr/bin/python3
 SALT ?= 3008
+SUITE ?= trixie
 UV := .venv/uv/bin/uv
 PY := .venv/$(SALT)/bin/python
 # tests at a time: some wait, so one more than there are processors
@@ -21,13 +22,14 @@ took=$$((SECONDS - begin)); printf '== %s: %s, %s s\n' '$(1)' "$$([ $$code = 0 ]
 [ -z "$$STAGE_TIMES" ] || printf '%s\t%s\t%s\n' '$(1)' $$code $$took >> "$$STAGE_TIMES"; exit $$code
 endef
 
-# rpm, zypper, PostgreSQL, virtual machines and other users' processes want root; an ordinary user gets it by sudo
-ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E '^(CI|KERNELS|KGRAFT_SOAK|PYTEST_ADDOPTS|PYTHON[A-Z]*)='))
+# rpm, zypper, PostgreSQL, virtual machines and other users' processes want root; an ordinary user gets it by sudo. No ' in it:
+# it is used between two.
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E "^(CI|DETAILS|KERNELS|KGRAFT_SOAK|PYTEST_ADDOPTS|PYTHON[A-Z]*)="))
 
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d /tmp/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
 
-.PHONY: help setup test test-unit test-functional test-integration test-all test-3006 test-kernel soak demo bench docs lint format clean
+.PHONY: help setup test test-unit test-functional test-integration test-all test-3006 test-kernel soak demo try-fresh bench docs lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +39,12 @@ setup: .venv/3008/.dev $(SALT_3006) .venv/debian  ## install all that tests, lin
 # ---- what is installed, each step once
 
 .venv/base:
-	$(call step,Debian packages to begin with,.ci/debian python3-venv python3-dev gcc libc6-dev ca-certificates)
+	$(call step,Debian packages to begin with,.ci/debian python3-venv ca-certificates)
 	@mkdir -p .venv && touch $@
+
+.venv/compiler: .venv/base
+	$(call step,a compiler for Python packages,.ci/debian python3-dev gcc libc6-dev)
+	@touch $@
 
 .venv/debian: requirements/debian.txt .venv/base
 	$(call step,Debian packages for the tests,.ci/debian $$(sed 's/#.*//' requirements/debian.txt))
@@ -52,11 +58,12 @@ setup: .venv/3008/.dev $(SALT_3006) .venv/debian  ## install all that tests, lin
 	$(call step,uv,$(PYTHON) -m venv .venv/uv && .venv/uv/bin/pip install --quiet --disable-pip-version-check uv)
 	@touch $@
 
+# without timelib, which reads dates for users and would be the only one to want a compiler; .test adds it
 .venv/%/.salt: .venv/uv/.done
-	$(call step,Salt $*,[ -x .venv/$*/bin/python ] || $(UV) venv --quiet --python $(PYTHON) .venv/$*; $(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*')
+	$(call step,Salt $*,[ -x .venv/$*/bin/python ] || $(UV) venv --quiet --python $(PYTHON) .venv/$*; echo 'timelib; python_version < "3"' | $(UV) pip install --quiet --python .venv/$*/bin/python --override /dev/stdin 'salt==$*.*')
 	@touch $@
 
-.venv/%/.test: .venv/%/.salt requirements/test.txt
+.venv/%/.test: .venv/%/.salt .venv/compiler requirements/test.txt
 	$(call step,test tools for Salt $*,$(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*' -r requirements/test.txt)
 	@touch $@
 
@@ -87,15 +94,20 @@ endif
 soak: .venv/3008/.test .venv/debian  ## the tests that have rounds, with all of them
 	$(call step,soak,export KGRAFT_SOAK=1; $(call pytest,3008,-n $(JOBS) -m soak tests/unit tests/functional))
 
-test-kernel: test-kernel-6.1 test-kernel-6.12  ## real kernels in virtual machines; `make -j2` runs both at a time
+test-kernel: .venv/debian  ## real kernels in virtual machines, those that apt has; `make -j2` runs two at a time
+	+@series=$$($(PYTHON) -m tests.kernel.debian) && $(MAKE) $$(printf 'test-kernel-%s ' $$series)
 
 test-kernel-%: .venv/3008/.test .venv/debian
 	$(call step,kernel tests on $*,export KERNELS=$*; $(call pytest,3008,tests/kernel))
 
 # ---- the rest
 
-demo: .venv/3008/.salt .venv/packaging  ## from a machine without a live patch to a settled one, told as a story
+demo:  ## from a machine without a live patch to a settled one, told as a story; DETAILS=1: with whole answers
+	+@$(MAKE) -s $(if $(filter -j%,$(MAKEFLAGS)),,-j2) .venv/3008/.salt .venv/packaging
 	$(call step,demo,$(ROOT) $(PY) -m lab.demo)
+
+try-fresh:  ## a new Debian machine, by debootstrap: SUITE=bookworm or trixie, TARGETS="demo test", WHO="root user"
+	@WHO="$(WHO)" .ci/try-fresh $(SUITE) $(TARGETS)
 
 bench: .venv/3008/.test  ## against the shell way and bare C
 	@$(PY) -m benchmarks

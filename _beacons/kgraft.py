@@ -50,7 +50,6 @@ KERNEL = ("abi", "active", "boot_id", "kernelrelease")
 
 # What stays true from look to look. Who changes its shape gives it another number.
 FORMAT = 1
-EMPTY = {"format": FORMAT, "kernel": {}, "transition": None, "count": 0, "errors": {}, "outbox": []}
 
 # What a memory that somebody else wrote can lead to.
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
@@ -78,7 +77,7 @@ def validate(config):
 
     Returns ``(True, text)``, or ``(False, text)`` where the text says what to write instead. Never raises.
     """
-    refusal = _refusal(config)
+    refusal = next(_refusals(config), None)
     return refusal is None, refusal or "Valid beacon configuration"
 
 
@@ -112,7 +111,8 @@ def beacon(config):
             - disable_during_state_run: True
     """
     options = dict(DEFAULTS, **salt.utils.beacons.list_to_dict(config))
-    path = _memory_path(options.get("_beacon_name", __virtualname__))
+    instance = quote(options.get("_beacon_name", __virtualname__), safe="")
+    path = os.path.join(__opts__["cachedir"], f"kgraft_beacon_{instance}.json")
     # Since boot, and no clock that anybody sets.
     now = round(time.monotonic(), 3)
     try:
@@ -130,48 +130,45 @@ def beacon(config):
 # -- the configuration
 
 
-def _refusal(config):
+def _refusals(config):
+    """Yield what is wrong. Only the first is asked for, so nothing runs behind it."""
     if isinstance(config, dict):
-        return "The kgraft beacon needs a list, not a mapping: put '- ' before each option, as in '- stuck_after: 120'."
+        yield "The kgraft beacon needs a list, not a mapping: put '- ' before each option, as in '- stuck_after: 120'."
     if not isinstance(config, list):
-        return f"The kgraft beacon needs a list of options, as in '- stuck_after: 120', or [], not {_show(config)}."
+        yield f"The kgraft beacon needs a list of options, as in '- stuck_after: 120', or [], not {_show(config)}."
     given = set()
     for item in config:
         if not isinstance(item, dict):
-            return (
-                f"Write an option of the kgraft beacon as 'name: value', as in '- stuck_after: 120', not {_show(item)}."
-            )
+            found = _show(item)
+            yield f"Write an option of the kgraft beacon as 'name: value', as in '- stuck_after: 120', not {found}."
         # To take its own options out of a list, Salt deletes the whole item they stand in.
         if len(item) > 1 and any(name in SALTS_OWN for name in item):
-            return "Salt drops what shares a list item with its own options: write each option as an item of its own."
+            yield "Salt drops what shares a list item with its own options: write each option as an item of its own."
         for name, value in item.items():
-            refusal = _refusal_of_option(name, value, given)
-            if refusal:
-                return refusal
+            yield from _refusals_of_option(name, value, given)
             given.add(name)
-    return None
 
 
-def _refusal_of_option(name, value, given):
+def _refusals_of_option(name, value, given):
     known = sorted(tuple(DEFAULTS) + SALTS_OWN)
     if name == "_beacon_name":
-        return None
+        return
     if name not in known:
         near = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
-        return "The kgraft beacon has no option {}: {}".format(
-            _show(name), f"write {near[0]}." if near else "it has {}.".format(", ".join(known))
-        )
+        instead = f"write {near[0]}" if near else "it has " + ", ".join(known)
+        yield f"The kgraft beacon has no option {_show(name)}: {instead}."
     if name in given:
-        return f"The option {name} is given twice: write it once."
+        yield f"The option {name} is given twice: write it once."
     if name in SWITCHES:
-        allowed = "True or False" if not isinstance(value, bool) else None
+        fits, allowed = isinstance(value, bool), "True or False"
     elif name == "beacon_module":
-        allowed = __virtualname__ if value != __virtualname__ else None
+        fits, allowed = value == __virtualname__, __virtualname__
     else:
         lowest, words = (0, "or 0 for never") if name == "remind" else (0.001, "above 0")
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= YEAR
-        allowed = None if fits else f"a number of seconds, {words}, at most a year, without quotes"
-    return None if allowed is None else f"The option {name} is {_show(value)}: write {allowed}."
+        allowed = f"a number of seconds, {words}, at most a year, without quotes"
+    if not fits:
+        yield f"The option {name} is {_show(value)}: write {allowed}."
 
 
 def _show(value):
@@ -186,41 +183,32 @@ def _show(value):
 
 
 def _events(memory, options, now):
-    events, problems = [], {}
     try:
         status, patch = _look(memory)
     except CommandExecutionError as err:
-        problems["look"] = str(err)
-    else:
-        problems["look"] = None
-        events += _edges(memory, status, patch, now)
-        events += _stuck(memory, options, now, problems)
+        return _errors(memory, {"look": str(err)})
+    problems = {"look": None}
+    events = _edges(memory, status, patch, now) + _stuck(memory, options, now, problems)
     return events + _errors(memory, problems)
 
 
 def _look(memory):
     """Return the kernel's status and the name of the patch in transition, None where nothing new is to be known."""
+    before, running = memory["kernel"], memory["transition"]
     status = __salt__["kgraft.status"]()
-    if status["state"] != "in_progress" and memory["transition"] is None and any(_changes(memory["kernel"], status)):
+    if status["state"] != "in_progress" and running is None and any(_changes(before, status)):
         # The kernel's files are read one after the other: a start in between looks like a change with no transition.
         status = __salt__["kgraft.status"]()
     if status["state"] != "in_progress":
         return status, None
-    running = memory["transition"]
-    known = (
-        running
-        and running["patch"]
-        and memory["kernel"]["boot_id"] == status["boot_id"]
-        and not any(_changes(memory["kernel"], status))
-    )
-    if known:
+    if running and running["patch"] and before["boot_id"] == status["boot_id"] and not any(_changes(before, status)):
         return status, None
     for name, patch in __salt__["kgraft.patches"]().items():
         if patch["state"] in ("applying", "reverting"):
             return status, name
     # Right at load the kernel shows no function as being applied yet, and functions of absent modules never are. At the
     # end of a transition nothing is being applied any more, and it still runs: that is not another one.
-    came, went = _changes(memory["kernel"], status) if running is None else ([], [])
+    came, went = _changes(before, status) if running is None else ([], [])
     return status, (came or went or [None])[-1]
 
 
@@ -242,14 +230,15 @@ def _edges(memory, status, patch, now):
         memory["transition"] = None
     memory["kernel"] = kernel
     running, moving = memory["transition"], status["state"] == "in_progress"
-    if running and moving and not _another(running, status["direction"], patch):
-        running["direction"] = running["direction"] or status["direction"]
-        running["patch"] = running["patch"] or patch
+    seen = {"direction": status["direction"], "patch": patch}
+    if running and moving and not any(running[key] and seen[key] and running[key] != seen[key] for key in seen):
+        running.update((key, running[key] or seen[key]) for key in seen)
         return []
     events = []
     if running:
         running["patch"] = running["patch"] or (came or [None])[-1]
-        events.append(_event("finished", kernel, running, seconds=_seconds(running, now), observed=not moving))
+        seconds = round(now - running["since"], 1)
+        events.append(_event("finished", kernel, running, seconds=seconds, observed=not moving))
         # Its own patch came by it, and those that it replaced went.
         came = [name for name in came if name != running["patch"] or running["direction"] == "revert"]
         went = []
@@ -264,26 +253,10 @@ def _edges(memory, status, patch, now):
     return events
 
 
-def _another(running, direction, patch):
-    return (patch and running["patch"] and patch != running["patch"]) or (
-        direction and running["direction"] and direction != running["direction"]
-    )
-
-
 def _transition(memory, direction, patch, now):
     memory["count"] += 1
-    return {
-        "id": "{}-{}".format(memory["kernel"]["boot_id"], memory["count"]),
-        "direction": direction,
-        "patch": patch,
-        "since": now,
-        "times": 0,
-        "told": now,
-    }
-
-
-def _seconds(running, now):
-    return round(now - running["since"], 1)
+    number = "{}-{}".format(memory["kernel"]["boot_id"], memory["count"])
+    return {"id": number, "direction": direction, "patch": patch, "since": now, "times": 0, "told": now}
 
 
 def _stuck(memory, options, now, problems):
@@ -293,20 +266,20 @@ def _stuck(memory, options, now, problems):
     wait = options["remind"] if running["times"] else options["stuck_after"]
     if running["times"] and not wait or now - running["told"] < wait:
         return []
+    problems["blocking"] = None
     try:
         # A beacon holds up the minion's main loop: a list cut short is better than a minion that does not answer.
         blocking = __salt__["kgraft.blocking"](budget=0.2)
     except CommandExecutionError as err:
         problems["blocking"] = str(err)
         blocking = {"state": "in_progress", "tasks": [], "count": None, "complete": False}
-    else:
-        problems["blocking"] = None
     if blocking["state"] != "in_progress":
         return []
     running["times"] += 1
     running["told"] = now
     found = {key: blocking[key] for key in ("tasks", "count", "complete")}
-    return [_event("stuck", memory["kernel"], running, seconds=_seconds(running, now), times=running["times"], **found)]
+    found.update(seconds=round(now - running["since"], 1), times=running["times"])
+    return [_event("stuck", memory["kernel"], running, **found)]
 
 
 def _errors(memory, problems):
@@ -327,17 +300,12 @@ def _errors(memory, problems):
 def _event(tag, kernel, running, **more):
     running = running or {}
     event = {"tag": tag, "transition": running.get("id")}
-    event.update((key, kernel.get(key)) for key in KERNEL)
     event.update((key, running.get(key)) for key in ("direction", "patch"))
-    event.update(more)
-    return event
+    event.update((key, kernel.get(key)) for key in KERNEL)
+    return dict(event, **more)
 
 
 # -- the memory
-
-
-def _memory_path(name):
-    return os.path.join(__opts__["cachedir"], "kgraft_beacon_{}.json".format(quote(name, safe="")))
 
 
 def _load(path, now):
@@ -368,7 +336,8 @@ def _read(path):
 
 def _fresh():
     # An id must not come twice when the memory is lost, so a fresh one counts from the present second.
-    return dict(copy.deepcopy(EMPTY), count=int(time.time()))
+    now = int(time.time())
+    return {"format": FORMAT, "kernel": {}, "transition": None, "count": now, "errors": {}, "outbox": []}
 
 
 def _set_aside(path, err):
@@ -386,7 +355,7 @@ def _save(path, memory, events, now):
     """Remember, then return the events: who dies in between has them in the file and sends them again."""
     memory["outbox"] = [[when, event] for when, event in memory["outbox"] if 0 <= now - when < RESEND]
     memory["outbox"] += [[now, event] for event in events]
-    memory["errors"].pop("memory", None)
+    told = memory["errors"].pop("memory", [])
     saved = CACHE[path][1] if path in CACHE else None
     text = json.dumps(memory, sort_keys=True, allow_nan=False)
     if text != saved or not os.path.exists(path):
@@ -396,10 +365,8 @@ def _save(path, memory, events, now):
         except OSError as err:
             # Until it works again this process remembers for itself; only a restart would tell things twice.
             saved = None
-            told = CACHE[path][0]["errors"].get("memory") if path in CACHE else None
-            memory["errors"]["memory"] = told or []
-            problem = f"cannot write the memory {path}: {err.strerror}"
-            events += _errors(memory, {"memory": problem})
+            memory["errors"]["memory"] = told
+            events += _errors(memory, {"memory": f"cannot write the memory {path}: {err.strerror}"})
     CACHE[path] = (memory, saved)
     # Salt changes what it gets.
     return copy.deepcopy(events)

@@ -20,6 +20,8 @@ import errno
 import os
 import re
 
+UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+
 # At open, at read of a task's file, at read of a sysfs node.
 MISSING = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
 
@@ -76,7 +78,7 @@ def switch(path):
 
 def word(path):
     """The text in a file, without blanks around it."""
-    return text(read(path)).strip()
+    return text(read(path).strip())
 
 
 def optional(ask, path):
@@ -127,8 +129,20 @@ def is_gone(directory):
 
 
 def text(raw):
-    """Names in the kernel are bytes; what leaves the module can be printed and sent."""
-    return os.fsencode(raw).decode("utf-8", "backslashreplace")
+    """
+    Names in the kernel are bytes, and users choose many of them: what leaves the module is one line, without what a
+    terminal obeys (control characters, line and paragraph separators, marks that turn the direction of writing).
+    """
+    return re.sub(UNPRINTABLE, _escaped, os.fsencode(raw).decode("utf-8", "backslashreplace"))
+
+
+def _escaped(match):
+    return match.group().encode("unicode_escape").decode("ascii")
+
+
+def lines(raw):
+    """The lines of a file."""
+    return [text(line) for line in raw.split(b"\n")]
 
 
 def missing(path):

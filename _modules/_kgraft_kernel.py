@@ -45,7 +45,7 @@ def look(root):
         time.sleep(0.001 * attempt)
     # Where they go on to disagree, neither alone is taken for the end.
     direction = "apply" if "applying" in states else "revert" if "reverting" in states else None
-    return Look(kernel, "in_progress" if running or moving else "ready", direction, _by_age(root, patches))
+    return Look(kernel, "in_progress" if running or moving else "ready", direction, patches)
 
 
 def available(root):
@@ -71,6 +71,10 @@ def _interface(root):
         kgraft, livepatch = kernels
         # A SUSE 4.4 kernel shows an empty livepatch directory beside a used kgraft.
         return livepatch if files.directories(livepatch.base) and not files.directories(kgraft.base) else kgraft
+    if not kernels and files.is_gone(os.path.join(root, "sys/module")):
+        raise OSError(
+            f"Cannot look at the kernel: {os.path.join(root, 'sys')} is not that of a kernel, it has no module"
+        )
     return kernels[0] if kernels else None
 
 
@@ -91,14 +95,19 @@ def retry(ask):
 
 
 def active(seen):
-    """The names of the patches that are being applied or are applied, oldest first."""
-    return [patch.name for patch in seen.patches if patch.state in ACTIVE]
+    """The names of the patches that are being applied or are applied, oldest first, and of those that may be."""
+    return [patch.name for patch in seen.patches if patch.state in ACTIVE or patch.state is None]
 
 
 def moving(seen):
     """The names of the patches that the transition is about."""
-    state = {"apply": "applying", "revert": "reverting"}.get(seen.direction)
+    state = {"apply": "applying", "revert": "reverting", None: "unknown"}[seen.direction]
     return [patch.name for patch in seen.patches if patch.state == state]
+
+
+def identity(seen):
+    """What tells one transition from another: its moving patches and its direction."""
+    return seen.state, seen.direction, moving(seen)
 
 
 def find(seen, module):
@@ -143,9 +152,11 @@ class KGraft:
         """
         running = files.required(files.switch, os.path.join(self.base, "in_progress"))
         patches = [self._patch(os.path.join(self.base, name)) for name in files.directories(self.base)]
-        # Where all of a patch's functions wait for modules, none says whether it is this one that moves.
-        told = any(patch.state in MOVING for patch in patches)
-        waiting = "applying" if running and not told else "applied"
+        if sum(patch.state != "inactive" for patch in patches) > 1:
+            patches = self._replaced(_by_age(self.root, patches))
+        # Where all of a patch's functions wait for modules, the kernel does not tell whether it is this one that moves.
+        told = not running or any(patch.state in MOVING for patch in patches)
+        waiting = "applied" if told else None
         return running, [patch._replace(state=waiting) if patch.state == "waiting" else patch for patch in patches]
 
     def _patch(self, directory):
@@ -165,6 +176,22 @@ class KGraft:
         return Patch(name, directory, state)
 
     @staticmethod
+    def _replaced(patches):
+        """
+        A function that a newer, cumulative patch lacks is taken out while that
+        one is applied, and shows 3: its patch is being replaced, not reverted.
+        Whoever has a newer patch on it cannot be reverted (EBUSY).
+        """
+        for number, patch in enumerate(patches):
+            newer = [one for one in patches[number + 1 :] if one.state in ("applying", "applied", "waiting")]
+            if patch.state == "reverting" and newer:
+                over = files.optional(files.switch, os.path.join(newer[-1].directory, "replace_all"))
+                if over or newer[-1].state == "applying":
+                    patches[number] = patch._replace(state="applied")
+                    patches[patches.index(newer[-1])] = newer[-1]._replace(state="applying")
+        return patches
+
+    @staticmethod
     def _module(directory):
         owner = files.optional(files.link, os.path.join(directory, "owner"))
         return files.text(os.path.basename(owner)) if owner else folded(files.text(os.path.basename(directory)))
@@ -176,7 +203,7 @@ class KGraft:
         different columns. It ends at one page, in the middle of a line.
         """
         path = os.path.join(directory, "state")
-        lines = files.text(files.read(path)).split("\n")[:-1]
+        lines = files.lines(files.read(path))[:-1]
         columns = [column.lower() for column in lines[0].split()] if lines else []
         if "function" not in columns or "state" not in columns:
             raise files.unclear(path, f"its heading is {lines[:1]!r}")
@@ -242,7 +269,14 @@ class Livepatch:
 
     def look(self):
         patches = [self._patch(os.path.join(self.base, name)) for name in files.directories(self.base)]
-        return any(patch.state in MOVING for patch in patches), patches
+        return any(patch.state in MOVING for patch in patches), self._in_order(patches)
+
+    def _in_order(self, patches):
+        """From 6.14 on the kernel says in which order patches were loaded."""
+        if len(patches) < 2:
+            return patches
+        order = {patch: files.optional(files.number, os.path.join(patch.directory, "stack_order")) for patch in patches}
+        return _by_age(self.root, patches) if None in order.values() else sorted(patches, key=order.get)
 
     def _patch(self, directory):
         enabled = files.switch(os.path.join(directory, "enabled"))
@@ -332,7 +366,7 @@ def _is_count(word):
 def _modules(root):
     """Module → reference count, oldest first; /proc/modules lists the newest first."""
     try:
-        lines = files.text(files.read(os.path.join(root, "proc/modules"))).split("\n")
+        lines = files.lines(files.read(os.path.join(root, "proc/modules")))
     except FileNotFoundError:  # a recorded tree may lack it
         lines = []
     rows = [line.split() for line in reversed(lines)]
@@ -340,7 +374,5 @@ def _modules(root):
 
 
 def _by_age(root, patches):
-    if sum(patch.state in ACTIVE for patch in patches) < 2:
-        return patches
     age = {name: number for number, name in enumerate(_modules(root))}
     return sorted(patches, key=lambda patch: age.get(patch.name, len(age)))

@@ -39,7 +39,7 @@ REASONS = {
     "traced": "it is traced by process {}",
     "stopped": "it was stopped by somebody else, who must continue it",
     "uninterruptible": "it sleeps uninterruptibly: nothing reaches it",
-    "zombie": "it has ended: its parent must reap it",
+    "zombie": "it has ended: its parent must reap it; only 3.12 and early 4.4 kernels wait for that",
     "running": "it runs, and clears by itself",
     "unreachable": "it did not stop within 0.1 s",
     "lost": "the process that pokes ended before it was done",
@@ -77,7 +77,7 @@ def poke(root, wanted, patterns, defaults, method, test):
     blocking = held["tasks"]
     result = {"poked": [], "skipped": [], "vanished": [], "count": held["count"], "complete": held["complete"]}
     if wanted is not None:
-        result["skipped"], result["vanished"] = _not_blocking(root, wanted - {task["pid"] for task in blocking})
+        result["skipped"] = _not_blocking(root, wanted - {task["pid"] for task in blocking})
         blocking = [task for task in blocking if task["pid"] in wanted]
     if not blocking:
         return result
@@ -122,14 +122,16 @@ def _act(process, task, tids, left):
 
 
 def _not_blocking(root, pids):
-    skipped, vanished = [], []
+    skipped = []
     for pid in sorted(pids):
+        task = {"pid": pid, "name": None}
         try:
             reason = "it blocks only since this look" if tasks.holds(root, pid) else "it does not block"
-            skipped.append(dict(tasks.task(root, pid, [pid]), tids=[], reason=reason))
+            task = dict(tasks.task(root, pid, [pid]), tids=[])
         except FileNotFoundError:
-            vanished.append(pid)
-    return skipped, vanished
+            reason = "there is no such process, or it cannot be seen from here"
+        skipped.append(dict(task, reason=reason))
+    return skipped
 
 
 def _await_crossing(root, pids, timeout=1):
@@ -307,8 +309,8 @@ def _why_not(pid, tid, word):
 
 
 def _no_right(thread):
-    tracer = tasks.status(thread)["TracerPid"]
-    if tracer != "0":
+    tracer = int(tasks.status(thread)["TracerPid"])
+    if tracer:
         return REASONS["traced"].format(tracer)
     if _setting("proc/sys/kernel/yama/ptrace_scope") == "3":
         return "Yama forbids all tracing (kernel.yama.ptrace_scope is 3)"

@@ -20,7 +20,11 @@ if typing.TYPE_CHECKING:
 # The kinds of a blocking process; the first that is true of a flagged thread.
 KINDS = ("kernel", "traced", "stopped", "uninterruptible", "zombie", "user")
 
+DIGITS = 10  # of a process's number at most: what is longer is none, and breaks who sends it
+
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
+
+DELETED = b" (deleted)"  # what the kernel adds to the path of an executable that is no longer there
 
 # A pid namespace's number in the first one (include/linux/proc_ns.h, PROC_PID_INIT_INO)
 FIRST_PID_NAMESPACE = b"pid:[4026531836]"
@@ -35,7 +39,7 @@ def blocking(root, cmdline=False, stacks=False, limit=20, budget=None):
     for _ in range(kernel.LOOKS):
         if seen.state == "ready":
             break
-        flags = seen.kernel.flags(seen)
+        walked = kernel.identity(seen)
         found, unread, cut = _walk(root, seen, deadline)
         tasks, gone = [], 0
         for pid, tids in sorted(found):
@@ -46,13 +50,12 @@ def blocking(root, cmdline=False, stacks=False, limit=20, budget=None):
                 break
             try:
                 tasks.append(task(root, pid, tids, cmdline, stacks))
-            except FileNotFoundError:
-                gone += 1
-            except (OSError, ValueError):
-                unread += 1
+            except (OSError, ValueError) as err:
+                ended = isinstance(err, FileNotFoundError) and files.is_gone(os.path.join(root, "proc", str(pid)))
+                gone, unread = gone + ended, unread + (not ended)
         seen = kernel.available(root)
-        # A disable that was reversed meanwhile turns every flag's meaning around.
-        turned = seen.state == "in_progress" and seen.kernel.flags(seen) != flags
+        # The flags were those of another transition, or a disable that was reversed turned their meaning around.
+        turned = seen.state == "in_progress" and kernel.identity(seen) != walked
         if not turned or (deadline and time.monotonic() > deadline):
             break
     if seen.state == "ready":
@@ -78,6 +81,8 @@ def flagged(root, pid):
 
 def _flags_of(root, pid):
     seen = kernel.available(root)
+    if files.is_gone(os.path.join(root, "proc", str(pid))):
+        raise files.missing(os.path.join(root, "proc", str(pid)))
     if seen.state == "ready":
         return
     proc = os.fsencode(os.path.join(root, "proc")) + b"/"
@@ -132,6 +137,8 @@ def _threads_waiting(proc, pid, seen):
     name = b"/" + os.fsencode(seen.kernel.flag)
     flags = seen.kernel.flags(seen)
     summed = seen.kernel.abi == "kgraft"
+    if len(pid) > DIGITS:
+        raise files.unclear(proc + pid, "it is no process")
     if summed and not _is_flagged(proc + pid + name, flags):
         return
     nobody = True
@@ -146,7 +153,7 @@ def _threads_waiting(proc, pid, seen):
                 raise
             # Kernels before May 2015 flag leaders only and have no file for threads.
             flagged = tid == pid
-        if flagged and not tid.isdigit():
+        if flagged and not (tid.isdigit() and len(tid) <= DIGITS):
             raise files.unclear(thread, "it is no thread")
         nobody = nobody and not flagged
         yield int(tid) if flagged else None
@@ -214,8 +221,7 @@ def task(root, pid, tids, cmdline=False, stacks=False):
     told = {
         "pid": pid,
         "tids": [one.tid for one in flagged],
-        # A command line lies in the process's memory: who reads it may wait for a lock that a sleeper in D holds.
-        "name": files.text(leader.name) if kind(worst) == "uninterruptible" else _full_name(proc, leader.name),
+        "name": _full_name(proc, leader.name),
         "user": user,
         "unit": _unit(proc),
         "letter": worst.letter,
@@ -235,8 +241,9 @@ def threads(proc, tids=None):
     for tid in files.directories(os.path.join(proc, "task")) if tids is None else tids:
         try:
             found.append(thread(proc, tid))
-        except FileNotFoundError:
-            continue
+        except FileNotFoundError as err:
+            if not files.is_gone(os.path.join(proc, "task", str(tid))):
+                raise OSError(files.message(err)) from err
     return found
 
 
@@ -248,7 +255,7 @@ def thread(proc, tid=None):
     number, _, name = head.partition(b" (")
     fields = tail.split()
     try:
-        return Thread(
+        told = Thread(
             tid=int(number),
             name=name,
             letter=files.text(fields[0]),
@@ -257,6 +264,9 @@ def thread(proc, tid=None):
             start_time=int(fields[19]),
             tracer=int(status(directory)["TracerPid"]),
         )
+        if max(abs(told.tid), abs(told.start_time)) >= 1 << 63:
+            raise ValueError(fields)
+        return told
     except (IndexError, KeyError, ValueError) as err:
         raise files.unclear(path, "it is no line of a task") from err
 
@@ -279,19 +289,20 @@ def command_line(proc):
 
 
 def status(directory):
-    rows = (line.partition(":") for line in files.text(files.read(os.path.join(directory, "status"))).split("\n"))
-    return {key: value.strip() for key, _, value in rows}
+    """The fields of a task's ``status``, as bytes."""
+    rows = (line.partition(b":") for line in files.read(os.path.join(directory, "status")).split(b"\n"))
+    return {files.text(key): value.strip() for key, _, value in rows}
 
 
 def _full_name(proc, name):
-    """The kernel cuts names at 15 bytes; the command's own goes on, if it is the same."""
+    """The kernel cuts names at 15 bytes; the executable's own goes on, if it is the same."""
     if len(name) >= 15:
         try:
-            command = os.path.basename(files.read(os.path.join(proc, "cmdline")).split(b"\0")[0])
+            own = os.fsencode(os.path.basename(files.link(os.path.join(proc, "exe"))))
         except OSError:
-            command = b""
-        if command.startswith(name):
-            return files.text(command)
+            own = b""
+        if own.startswith(name):
+            return files.text(own[: -len(DELETED)] if own.endswith(DELETED) else own)
     return files.text(name)
 
 
@@ -309,7 +320,7 @@ def _user(proc):
 def _unit(proc):
     """The system unit as ``ps -o unit`` has it: the first below the slices."""
     try:
-        lines = files.text(files.read(os.path.join(proc, "cgroup"))).split("\n")
+        lines = files.lines(files.read(os.path.join(proc, "cgroup")))
     except FileNotFoundError:
         if files.is_gone(proc):
             raise
@@ -326,6 +337,6 @@ def _unit(proc):
 
 def _stack(proc, tid):
     try:
-        return files.text(files.read(os.path.join(proc, "task", str(tid), "stack"))).splitlines()
+        return files.lines(files.read(os.path.join(proc, "task", str(tid), "stack")).rstrip(b"\n"))
     except OSError:
         return None

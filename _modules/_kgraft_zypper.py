@@ -1,8 +1,9 @@
 """
-rpm and zypper: how they are asked, what their answers and exit codes mean, and who holds their locks.
+rpm and zypper: how they are asked, what their answers and exit codes mean, their versions, and who holds their locks.
 """
 
 import fcntl
+import functools
 import os
 import re
 import time
@@ -11,12 +12,11 @@ from xml.etree import ElementTree
 
 import salt.utils.files
 import salt.utils.path
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 if typing.TYPE_CHECKING:  # handed in
     from salt.modules.cmdmod import run_all
-
-    from . import _kgraft_versions as versions
+    from salt.modules.zypperpkg import version_cmp
 
     def minion_root():
         """Return the minion's option ``kgraft.root``."""
@@ -52,6 +52,29 @@ def _root_option():
     return ["--root", root()["root"]] if root() else []
 
 
+# ----- versions
+
+
+def checked(version):
+    """Return a version as text. YAML makes a number of 2 and of 2.1, and 2.10 has then become 2.1."""
+    if version is None:
+        return None
+    if isinstance(version, int) and not isinstance(version, bool):
+        version = str(version)
+    if not isinstance(version, str) or not re.fullmatch(r"\d+(-[\w.]+)?", version):
+        raise SaltInvocationError(f"version is {version!r}: quote it, as '2' or '2-2.1'")
+    return version
+
+
+def matches(version, wanted):
+    return wanted in (None, version, version.split("-")[0])
+
+
+def order(version):
+    """Return what sorts versions as rpm does."""
+    return functools.cmp_to_key(version_cmp)(version)
+
+
 # ----- questions
 
 
@@ -77,7 +100,7 @@ def query(question, queryformat, *arguments):
 
 def installed(package):
     found = query(f"whether {package} is installed", "%{VERSION}-%{RELEASE}\n", package)
-    return versions.newest_first(found)[0] if found else None
+    return max(found, key=order, default=None)
 
 
 def ask(*arguments):
@@ -95,9 +118,8 @@ def ask(*arguments):
     if answer["retcode"] not in (0, 6, 100, 101, 102, 103, 104, 106):
         raise CommandExecutionError("zypper {}: {}".format(arguments[0], "; ".join(errors) or reason(answer)))
     left_out = [text for kind, text in messages if kind == "warning" and text.startswith("Skipping repository")]
-    if left_out or answer["retcode"] == 106:
-        return tree, [" ".join(left_out + errors[:1])]
-    return tree, []
+    unread = left_out or answer["retcode"] == 106
+    return tree, [" ".join(left_out + errors[:1])] if unread else []
 
 
 def search(*criteria, kind="package"):
@@ -113,7 +135,7 @@ def search(*criteria, kind="package"):
 def available(package):
     # pkg.list_repo_pkgs waits for locks without end, and raises alike for "there is none" and for every failure
     found, warnings = search("--match-exact", package)
-    return versions.newest_first({version for _, version, _ in found}), warnings
+    return sorted({version for _, version, _ in found}, key=order, reverse=True), warnings
 
 
 # ----- what failed, without secrets
@@ -132,26 +154,15 @@ def redact(text):
     return re.sub(r"(://[^\s?'\"\]]*)\?[^\s'\"\]]+", r"\1?…", re.sub(r"(?<=://)[^/@\s]+@", "", text))
 
 
-def history_size():
-    try:
-        return os.path.getsize(under("var/log/zypp/history"))
-    except OSError:
-        return 0
-
-
-def failed_scripts(since):
-    """What zypper's history says since then about scripts that failed: pkg.install hides zypper's exit code 107."""
+def failed_scripts():
+    """What zypper's history says of scripts that failed, the newest last: pkg.install hides zypper's exit code 107."""
     try:
         with salt.utils.files.fopen(under("var/log/zypp/history"), errors="replace") as history:
-            history.seek(since)
             blocks = re.findall(r"^# Additional rpm output:\n((?:# .*\n)*)", history.read(), re.MULTILINE)
     except OSError:
         return []
-    return [
-        "; ".join(line[2:].strip() for line in block.splitlines()[-3:])
-        for block in blocks
-        if re.search(r"scriptlet failed", block)
-    ]
+    failed = [block.splitlines() for block in blocks if "scriptlet failed" in block]
+    return ["; ".join(line[2:].strip() for line in lines[-3:]) for lines in failed]
 
 
 # ----- locks
@@ -178,12 +189,12 @@ def lock_holder(rpm_lock):
     for path in ("run/zypp.pid", "var/run/zypp.pid"):
         try:
             with salt.utils.files.fopen(os.path.join(os.environ.get("ZYPP_LOCKFILE_ROOT") or under(""), path)) as lock:
-                pid = int(lock.readline() or 0)
+                pid = int(lock.readline())
             with salt.utils.files.fopen(f"/proc/{pid}/cmdline", errors="replace") as cmdline:
                 program = cmdline.read().split("\0")[0]
         except (OSError, ValueError):
             continue
-        if pid and program:
+        if program:
             return f"{os.path.basename(program)} ({pid})"
     try:
         with salt.utils.files.fopen(rpm_lock, "rb") as lock:

@@ -76,7 +76,7 @@ def summary():
     Say in one line where this machine stands; its stable parts come first, so
     that the lines of many machines sort and group.
 
-    Returns a string: ``ready livepatch_9_2_1``, ``ready no patch``,
+    Returns a string: ``ready livepatch_9_2_1``, ``ready no live patch``,
     ``in_progress kgraft_patch_2_2_1 apply 2 blocking: nfsd(731) kernel, …``
     (the count has a ``+`` when not everything could be read), or
     ``unavailable``. ``/proc`` is walked only while a transition runs.
@@ -93,7 +93,7 @@ def summary():
     if look.state == "unavailable":
         return look.state
     if look.state == "ready":
-        return "ready {}".format(" ".join(kernel.active(look)) or "no patch")
+        return "ready {}".format(" ".join(kernel.active(look)) or "no live patch")
     held = tasks.blocking(_root(), limit=3)
     if held["state"] == "ready":
         return summary()
@@ -144,7 +144,8 @@ def status():
     ``kernelrelease``
         what ``uname -r`` says; a live patch does not change it.
     ``active``
-        the names of the patches being applied or applied, oldest first.
+        the names of the patches being applied or applied, oldest first; one
+        whose functions all wait for modules is among them.
     ``boot_id``
         the kernel's id of this boot.
 
@@ -216,7 +217,9 @@ def patches(functions=False):
     ``state``
         ``applying``, ``applied``, ``reverting`` or ``inactive`` (reverted or
         replaced; kGraft keeps such until their module is removed). A patch
-        whose functions wait for a module that is not loaded is ``applied``.
+        whose functions wait for a module that is not loaded is ``applied``;
+        None in a transition of which the kernel does not tell whether it is
+        this patch's. One that is being replaced is ``applied`` until it is.
     ``version``
         as rpm and users write it, such as ``2-2.1``; None if the name does
         not tell.
@@ -443,8 +446,8 @@ def load(name):
         The patch's module, such as ``kgraft_patch_2_2_1``; ``-`` and ``_`` are
         the same.
 
-    Returns ``{name, state}`` as the kernel shows it afterwards: ``applying``
-    or ``applied``. A patch that is active already is left alone.
+    Returns ``{name, state}`` as the kernel shows it afterwards: ``applying``,
+    ``applied``, or None where it does not tell. A patch that is active already is left alone.
 
     Raises ``CommandExecutionError`` if a transition is running (the kernel
     takes one at a time), if the module cannot be loaded, or if the patch is
@@ -459,7 +462,7 @@ def load(name):
     """
     wanted = _module(name)
     known = kernel.find(kernel.available(_root()), wanted)
-    if known and known.state in kernel.ACTIVE:
+    if known and known.state in (*kernel.ACTIVE, None):
         return {"name": known.name, "state": known.state}
     if known:
         raise CommandExecutionError(
@@ -472,7 +475,7 @@ def load(name):
             answer = f"{answer} (a transition is running)"
         raise CommandExecutionError(answer)
     known = kernel.find(kernel.available(_root()), wanted)
-    if not known or known.state not in kernel.ACTIVE:
+    if not known or known.state not in (*kernel.ACTIVE, None):
         raise CommandExecutionError(
             "modprobe succeeded, but the kernel shows {} as {}".format(wanted, known.state if known else "not loaded")
         )
@@ -496,8 +499,8 @@ def revert(name, i_accept_loss_of_support=False):
     i_accept_loss_of_support
         Must be True. Default: False
 
-    Returns ``{name, state}`` as the kernel shows it afterwards: ``reverting``
-    or ``inactive``. On livepatch a patch that is just being applied turns back.
+    Returns ``{name, state}`` as the kernel shows it afterwards: ``reverting``,
+    ``inactive``, or None where it does not tell. On livepatch a patch that is just being applied turns back.
 
     Raises ``CommandExecutionError``, having written nothing, if the patch is
     not loaded, not active, has newer patches on it, or if another transition
@@ -571,7 +574,7 @@ def _named(held, form, most=3):
 
 
 def _root():
-    root = __opts__.get("kgraft.root") or "/"
+    root = __opts__.get("kgraft.root", "/")
     if not isinstance(root, str) or not os.path.isabs(root):
         raise CommandExecutionError(f"The minion option kgraft.root must be an absolute path, not {root!r}")
     return root
@@ -601,7 +604,7 @@ def _pids(value):
         return None
     allowed = "a process id, a list of them, or a string such as '731,740'"
     if isinstance(value, str):
-        if not re.match(r"\s*\d{1,10}(\s*,\s*\d{1,10})*\s*$", value):
+        if not re.match(r"\s*\d{1,10}(\s*,\s*\d{1,10})*\s*\Z", value, re.ASCII):
             raise _refused("pids", value, allowed)
         value = [int(word) for word in value.split(",")]
     value = value if isinstance(value, (list, tuple, set)) else [value]

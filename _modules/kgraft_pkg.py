@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 __virtualname__ = "kgraft_pkg"
 
 # The forms that SUSE's own tests accept in a package's name, as uname writes them
-_RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)-(\d+)((?:\.stage\.\d+|(?:\.\d+){1,2})?)-([a-z][a-z0-9]*)")
+_RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)-(\d+)(?:\.stage\.\d+|(?:\.\d+){1,2})?-([a-z][a-z0-9]*)")
 _LIVE_PATCH = re.compile(r"(?:kgraft-|kernel-live)patch-\d+_\d+_\d+-\d+(?:_stage_\d+|(?:_\d+){1,2})?-[a-z][a-z0-9]*")
 _FLAVOURS = ("default", "rt", "xen")
 
@@ -42,11 +42,10 @@ def _room(name, **others):
     return room
 
 
-versions = _room("versions", version_cmp=lambda one, other: __salt__["pkg.version_cmp"](one, other))
 zypper = _room(
     "zypper",
-    versions=versions,
     run_all=lambda command, **options: __salt__["cmd.run_all"](command, **options),
+    version_cmp=lambda one, other: __salt__["pkg.version_cmp"](one, other),
     minion_root=lambda: __opts__.get("kgraft.root"),
 )
 
@@ -80,29 +79,25 @@ def name(kernelrelease=None):
     release = __salt__["kgraft.status"]()["kernelrelease"] if kernelrelease is None else str(kernelrelease)
     match = _RELEASE.fullmatch(release)
     if not match:
-        raise CommandExecutionError(
-            f"No live-patch package can exist for kernel {release}: it is not named as SUSE names kernels, "
-            "such as 4.4.180-94.100-default"
-        )
-    version, build, flavour = tuple(int(part) for part in match.group(1, 2, 3)), int(match.group(4)), match.group(6)
-    if version < (3, 12, 0):
-        raise CommandExecutionError(
-            f"No live-patch package can exist for kernel {release}: live patching began with 3.12 "
-            "(SUSE Linux Enterprise 12)"
-        )
+        raise _no_package(release, "it is not named as SUSE names kernels, such as 4.4.180-94.100-default")
+    *numbers, flavour = match.groups()
+    *version, build = (int(number) for number in numbers)
+    if version < [3, 12, 0]:
+        raise _no_package(release, "live patching began with 3.12 (SUSE Linux Enterprise 12)")
     if flavour not in _FLAVOURS:
-        raise CommandExecutionError(
-            "No live-patch package can exist for kernel {}: there are none for the flavour {!r}, only for {}".format(
-                release, flavour, ", ".join(_FLAVOURS)
-            )
-        )
+        only = ", ".join(_FLAVOURS)
+        raise _no_package(release, f"there are none for the flavour {flavour!r}, only for {only}")
     scheme = "kgraft-patch" if _is_kgraft(version, build, flavour) else "kernel-livepatch"
     return "{}-{}".format(scheme, release.replace(".", "_"))
 
 
+def _no_package(release, reason):
+    return CommandExecutionError(f"No live-patch package can exist for kernel {release}: {reason}")
+
+
 def _is_kgraft(version, build, flavour):
-    if version != (4, 12, 14):
-        return version < (4, 12, 14)
+    if version != [4, 12, 14]:
+        return version < [4, 12, 14]
     if flavour == "rt":
         # The real-time kernels of 12 SP4, 12 SP5, 15 and 15 SP1 share one range of build numbers
         return int(__grains__.get("osmajorrelease", 12)) < 15
@@ -157,16 +152,9 @@ def available(kernelrelease=None, refresh=False, lock_timeout=300):
         salt '*' kgraft_pkg.available refresh=True
     """
     package = name(kernelrelease)
-    warnings = _refresh(_deadline(lock_timeout)) if refresh else []
-    found, more = zypper.available(package)
-    warnings = warnings or more
-    for warning in warnings:
-        log.warning(warning)
-    if not found and warnings:
-        raise CommandExecutionError(
-            "No readable repository has {}, and not all could be read: {}".format(package, "; ".join(warnings))
-        )
-    return found
+    unrefreshed = _refresh(_deadline(lock_timeout)) if refresh else []
+    found, unread = zypper.available(package)
+    return _readable(found, f"has {package}", unrefreshed or unread)
 
 
 def install(version=None, allow_downgrade=False, refresh=True, lock_timeout=300):
@@ -204,52 +192,39 @@ def install(version=None, allow_downgrade=False, refresh=True, lock_timeout=300)
         salt '*' kgraft_pkg.install 2-2.1
         salt '*' kgraft_pkg.install version=1-1.1 allow_downgrade=True
     """
-    version = versions.checked(version)
+    version = zypper.checked(version)
     deadline = _deadline(lock_timeout)
     package = name()
-    warnings = _refresh(deadline) if refresh else []
+    unrefreshed = _refresh(deadline) if refresh else []
     old = zypper.installed(package)
-    found, more = zypper.available(package)
-    warnings = warnings or more
-
-    new = _chosen(package, version, found, old, warnings)
-    if old and versions.version_cmp(new, old) < 0 and not allow_downgrade:
+    found, unread = zypper.available(package)
+    warnings = unrefreshed or unread
+    # What is installed counts as offered, so that a repository that dropped it, or is away, is no reason to fail
+    fitting = [each for each in set(found) | {old} - {None} if zypper.matches(each, version)]
+    if not fitting:
+        wanted = f"{package} {version}" if version else package
+        there = ["there are " + ", ".join(found)] if found else []
+        raise CommandExecutionError("; ".join([f"No enabled repository has {wanted}"] + there + warnings))
+    new = max(fitting, key=zypper.order)
+    if old and zypper.order(new) < zypper.order(old) and not allow_downgrade:
         raise CommandExecutionError(
             f"{package} {new} is older than {old}, which is installed: give allow_downgrade=True to go back"
         )
     if new != old:
         zypper.await_lock(deadline)
-        since = zypper.history_size()
+        failed = zypper.failed_scripts()
         try:
             __salt__["pkg.install"](package, version=new, refresh=False, **zypper.root())
         except CommandExecutionError as err:
             raise CommandExecutionError(f"Installing {package} {new}: {zypper.redact(str(err))}") from err
         # zypper's exit code is hidden by pkg.install, and proves nothing anyway
-        warnings += zypper.failed_scripts(since)
+        warnings += zypper.failed_scripts()[len(failed) :]
         now = zypper.installed(package)
         if now != new:
-            raise CommandExecutionError(
-                "zypper ran, but {} is {}, not {}{}".format(
-                    package, now or "not installed", new, "".join("; " + warning for warning in warnings)
-                ),
-                info={"old": old, "new": now, "warnings": warnings},
-            )
+            told = "zypper ran, but {} is {}, not {}".format(package, now or "not installed", new)
+            info = {"old": old, "new": now, "warnings": warnings}
+            raise CommandExecutionError("; ".join([told] + warnings), info=info)
     return {"name": package, "old": old, "new": new, "warnings": warnings}
-
-
-def _chosen(package, version, found, old, warnings):
-    """What is installed counts as offered, so that a repository that dropped it, or is away, is no reason to fail."""
-    for each in versions.newest_first(set(found) | {old} - {None}):
-        if versions.matches(each, version):
-            return each
-    raise CommandExecutionError(
-        "No enabled repository has {}{}{}{}".format(
-            package,
-            " " + version if version else "",
-            "; there are " + ", ".join(found) if found else "",
-            "".join("; " + warning for warning in warnings),
-        )
-    )
 
 
 def repositories(refresh=False, lock_timeout=300):
@@ -274,8 +249,8 @@ def repositories(refresh=False, lock_timeout=300):
 
         salt '*' kgraft_pkg.repositories
     """
-    warnings = _refresh(_deadline(lock_timeout)) if refresh else []
-    found, more = zypper.search("kgraft-patch-*", "kernel-livepatch-*")
+    unrefreshed = _refresh(_deadline(lock_timeout)) if refresh else []
+    found, unread = zypper.search("kgraft-patch-*", "kernel-livepatch-*")
     names = {repository for package, _, repository in found if _LIVE_PATCH.fullmatch(package)}
     # zypper's search prints a repository's name, which need not be its alias
     aliases = sorted(
@@ -283,14 +258,17 @@ def repositories(refresh=False, lock_timeout=300):
         for alias, repository in __salt__["pkg.list_repos"](**zypper.root()).items()
         if repository.get("enabled") is not False and repository.get("name", alias) in names
     )
-    warnings = warnings or more
+    return _readable(aliases, "offers live patches", unrefreshed or unread)
+
+
+def _readable(found, what, warnings):
+    """Return what readable repositories have; where that is nothing, an unread one could have it."""
     for warning in warnings:
         log.warning(warning)
-    if not aliases and warnings:
-        raise CommandExecutionError(
-            "No readable repository offers live patches, and not all could be read: {}".format("; ".join(warnings))
-        )
-    return aliases
+    if warnings and not found:
+        unread = "; ".join(warnings)
+        raise CommandExecutionError(f"No readable repository {what}, and not all could be read: {unread}")
+    return found
 
 
 def base(packages=None):
@@ -313,7 +291,13 @@ def base(packages=None):
 
         salt '*' kgraft_pkg.base
     """
-    return {package: _provided(package) for package in _base(packages)}
+    if packages is None:
+        packages = ["sle-module-live-patching-release", "pattern:lp_sles"]
+        if name().startswith("kgraft-"):
+            packages = ["sle-live-patching-release", "kgraft"]
+    elif not isinstance(packages, list) or not all(isinstance(package, str) and package for package in packages):
+        raise SaltInvocationError(f"packages is {packages!r}: give a list of names")
+    return {package: _provided(package) for package in packages}
 
 
 def install_base(packages=None, lock_timeout=300):
@@ -352,28 +336,15 @@ def install_base(packages=None, lock_timeout=300):
     return there
 
 
-def _base(packages):
-    if packages is None:
-        if name().startswith("kgraft-"):
-            return ["sle-live-patching-release", "kgraft"]
-        return ["sle-module-live-patching-release", "pattern:lp_sles"]
-    if not isinstance(packages, list) or not all(isinstance(package, str) and package for package in packages):
-        raise SaltInvocationError(f"packages is {packages!r}: give a list of names")
-    return packages
-
-
 def _provided(package):
     if not package.startswith("pattern:"):
         return zypper.installed(package)
     # Patterns are packages that provide pattern() in their own name as the version
     columns = "%{VERSION}-%{RELEASE}[ %{PROVIDENAME}=%{PROVIDEVERSION}]\n"
-    command = zypper.rpm("-q", "--queryformat", columns, "--whatprovides", "pattern()")
-    if command["retcode"] and "no package provides" not in command["stdout"]:
-        raise CommandExecutionError(f"rpm cannot tell whether {package} is installed: {zypper.reason(command)}")
-    wanted = "pattern()={}".format(package.split(":", 1)[1])
-    rows = [line.split() for line in command["stdout"].splitlines()]
-    found = [row[0] for row in rows if wanted in row[1:]]
-    return versions.newest_first(found)[0] if found else None
+    wanted = package.replace("pattern:", "pattern()=", 1)
+    lines = zypper.query(f"whether {package} is installed", columns, "--whatprovides", "pattern()")
+    found = [line.split()[0] for line in lines if wanted in line.split()[1:]]
+    return max(found, key=zypper.order, default=None)
 
 
 def loading():
@@ -441,18 +412,12 @@ def other_kernels():
 
         salt '*' kgraft_pkg.other_kernels
     """
-    packages = zypper.query(
-        "what is installed", "%{NAME} %{VERSION}-%{RELEASE}\n", "-a", "kgraft-patch-*", "kernel-livepatch-*"
-    )
-    found = {}
-    for package, version in (line.split() for line in packages):
-        found.setdefault(package, []).append(version)
+    columns = "%{NAME} %{VERSION}-%{RELEASE}\n"
+    lines = zypper.query("what is installed", columns, "-a", "kgraft-patch-*", "kernel-livepatch-*")
+    # Of several versions the newest comes last, and stays
+    found = dict(sorted((line.split() for line in lines), key=lambda row: zypper.order(row[1])))
     here = name()
-    return {
-        package: versions.newest_first(editions)[0]
-        for package, editions in sorted(found.items())
-        if package != here and _LIVE_PATCH.fullmatch(package)
-    }
+    return {each: found[each] for each in sorted(found) if each != here and _LIVE_PATCH.fullmatch(each)}
 
 
 def _refresh(deadline):

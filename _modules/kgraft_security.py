@@ -39,11 +39,10 @@ def _room(name, **others):
     return room
 
 
-versions = _room("versions", version_cmp=lambda one, other: __salt__["pkg.version_cmp"](one, other))
 zypper = _room(
     "zypper",
-    versions=versions,
     run_all=lambda command, **options: __salt__["cmd.run_all"](command, **options),
+    version_cmp=lambda one, other: __salt__["pkg.version_cmp"](one, other),
     minion_root=lambda: __opts__.get("kgraft.root"),
 )
 
@@ -78,24 +77,24 @@ def fixes(version=None):
         salt '*' kgraft_security.fixes
         salt '*' kgraft_security.fixes 2-2.1
     """
-    version = versions.checked(version)
+    version = zypper.checked(version)
     package = __salt__["kgraft_pkg.name"]()
-    active = [patch["version"] for patch in _active().values() if patch["version"]]
+    known = [patch["version"] for patch in _active().values() if patch["version"]]
     here = zypper.installed(package)
     if version is None:
-        known = versions.newest_first(active) or [here]
+        known = known or [here]
     elif "-" in version:
         known = [version]
     else:
-        known = versions.newest_first(set(active) | {here} - {None}) + zypper.available(package)[0]
-    known = [each for each in known if each and versions.matches(each, version)]
+        known += [here] + zypper.available(package)[0]
+    known = [each for each in known if each and zypper.matches(each, version)]
     if not known:
         raise CommandExecutionError(
             f"No version {version} of {package} is loaded, installed or in a repository"
             if version
             else f"No live patch is active, and {package} is not installed"
         )
-    return _fixes(package, versions.newest_first(known)[0], here, _loaded(package))
+    return _fixes(package, max(known, key=zypper.order), here, _loaded(package))
 
 
 def _fixes(package, version, here, loaded):
@@ -143,11 +142,9 @@ def cves(*cves):
     """
     if not cves:
         raise SaltInvocationError("cves: give at least one, such as CVE-2016-5195")
-    answers = {}
-    for cve in cves:
-        answers[cve] = None if _CVE.fullmatch(str(cve).strip()) else "unknown: not a CVE number"
+    answers = {cve: None if _CVE.fullmatch(str(cve).strip()) else "unknown: not a CVE number" for cve in cves}
     # Ask what is quick first, and the next only if something is left
-    for ask in (_fixed_by_patches, _fixed_by_kernel, _pending, _open):
+    for ask in (lambda: _verdicts("applied", "fixed by {}"), _fixed_by_kernel, _pending, _open):
         if None not in answers.values():
             break
         verdicts = ask()
@@ -155,10 +152,6 @@ def cves(*cves):
             if answer is None:
                 answers[cve] = verdicts.get(str(cve).strip().upper())
     return {cve: answer or "unknown" for cve, answer in answers.items()}
-
-
-def _fixed_by_patches():
-    return _verdicts(_active("applied"), "fixed by {}")
 
 
 def _fixed_by_kernel():
@@ -178,12 +171,11 @@ def _pending():
         # A kernel for which there are no live patches has none that waits
         return {}
     here = zypper.installed(package)
-    verdicts = {}
+    unloaded = []
     if here and here not in [patch["version"] for patch in _active().values()]:
-        edition = f"{package}-{here}"
-        verdicts.update(dict.fromkeys(_fixes(package, here, here, {})["cves"], f"pending: {edition} not loaded"))
-    verdicts.update(_verdicts(_active("applying"), "pending: {} not settled"))
-    return verdicts
+        unloaded = _fixes(package, here, here, {})["cves"]
+    verdicts = dict.fromkeys(unloaded, f"pending: {package}-{here} not loaded")
+    return {**verdicts, **_verdicts("applying", "pending: {} not settled")}
 
 
 def _open():
@@ -206,35 +198,33 @@ def _open_before_the_first():
     available = [] if zypper.installed(package) else zypper.available(package)[0]
     if not available:
         return {}
-    try:
-        found = _update_issues(package, available[0])["cves"]
-    except CommandExecutionError as err:
-        log.info("What %s %s fixes is not known: %s", package, available[0], err)
-        return {}
-    return dict.fromkeys(found, f"open: {package} {available[0]}")
+    return dict.fromkeys(_known_cves(package, available[0], None, {}), f"open: {package} {available[0]}")
 
 
-def _verdicts(patches, verdict):
+def _verdicts(state, verdict):
     """Of several patches that name a CVE, the oldest fixed it: taken last, it has the last word."""
+    patches = [(module, patch) for module, patch in _active().items() if patch["state"] == state]
     if not patches:
         return {}
     package = __salt__["kgraft_pkg.name"]()
     loaded = _loaded(package)
     here = zypper.installed(package)
     verdicts = {}
-    for module, patch in reversed(list(patches.items())):
-        if module in loaded:
-            found = loaded[module]["cves"]
-        elif patch["version"]:
-            try:
-                found = _fixes(package, patch["version"], here, loaded)["cves"]
-            except CommandExecutionError as err:
-                log.info("What %s fixes is not known: %s", module, err)
-                continue
-        else:
-            continue
+    for module, patch in reversed(patches):
+        told = loaded.get(module)
+        found = told["cves"] if told else _known_cves(package, patch["version"], here, loaded)
         verdicts.update(dict.fromkeys(found, verdict.format(module)))
     return verdicts
+
+
+def _known_cves(package, version, here, loaded):
+    if version is None:
+        return []
+    try:
+        return _fixes(package, version, here, loaded)["cves"]
+    except CommandExecutionError as err:
+        log.info("What %s %s fixes is not known: %s", package, version, err)
+        return []
 
 
 def supported_until(kernelrelease=None):
@@ -266,10 +256,9 @@ def supported_until(kernelrelease=None):
                 rows = [[column.strip() for column in line.split("#")[0].split(",")] for line in lines]
         except OSError as err:
             raise CommandExecutionError(f"Cannot read the support windows: {err}") from err
-        for row in rows:
-            # A date's column may hold text instead
-            if len(row) == 3 and fnmatch.fnmatchcase(package, row[0]) and _is_date(row[2]):
-                dates.append(row[2])
+        ours = [row for row in rows if len(row) == 3 and fnmatch.fnmatchcase(package, row[0])]
+        # A date's column may hold text instead
+        dates += [date for _, _, date in ours if _is_date(date)]
     return max(dates, default=None)
 
 
@@ -280,17 +269,10 @@ def _is_date(text):
         return False
 
 
-def _active(*states):
-    """The patches in the kernel, the oldest first; none where the kernel has no live patching."""
-    status = __salt__["kgraft.status"]()
-    if status["abi"] is None:
-        return {}
-    patches = __salt__["kgraft.patches"]()
-    return {
-        module: patches[module]
-        for module in status["active"]
-        if module in patches and patches[module]["state"] in (states or ("applying", "applied"))
-    }
+def _active():
+    """The active patches, the oldest first as the kernel module lists them; none where there is no live patching."""
+    patches = __salt__["kgraft.patches"]() if __salt__["kgraft.status"]()["abi"] else {}
+    return {module: patch for module, patch in patches.items() if patch["state"] in ("applying", "applied")}
 
 
 def _loaded(package):
@@ -301,21 +283,17 @@ def _loaded(package):
     For each one a name, then indented ``key: value`` lines; a value may be ``(none …)``, ``#`` lines may occur,
     inactive patches have no more than ``active: 0``, and old tools know no ``-v`` here.
     """
-    for tool in ("klp", "kgr"):
-        if not salt.utils.path.which(tool):
-            continue
+    for tool in filter(salt.utils.path.which, ("klp", "kgr")):
         command = zypper.run([tool, "-v", "patches"])
         if command["retcode"]:
             continue
         loaded, keys = {}, {}
         for line in command["stdout"].splitlines():
-            if line.startswith("#") or not line.strip():
-                continue
-            if not line[0].isspace():
-                keys = loaded.setdefault(line.strip().replace("-", "_"), {})
-            elif ":" in line:
-                key, value = line.split(":", 1)
+            key, _, value = line.partition(":")
+            if line[:1].isspace():
                 keys[key.strip()] = value.strip()
+            elif line and not line.startswith("#"):
+                keys = loaded.setdefault(line.strip().replace("-", "_"), {})
         ours = {
             module: dict(_issues(" ".join(keys.values())), rpm=keys["RPM"], source=tool)
             for module, keys in loaded.items()
@@ -350,21 +328,17 @@ def _update_issues(package, version):
             f"Nothing says what {package} {version} fixes: it is not loaded, not installed, "
             "and no update in a repository brings it" + "".join("; " + warning for warning in warnings)
         )
-    upto = [update for update, bringing in brought.items() if versions.version_cmp(bringing, version) <= 0]
+    upto = [update for update, bringing in brought.items() if zypper.order(bringing) <= zypper.order(version)]
     found = [update for update in _updates("--all") if update["name"] in upto]
     return {key: sorted({each for update in found for each in update[key]}) for key in ("cves", "bugs")}
 
 
 def _updates(option):
-    updates = []
     for node in zypper.ask("list-patches", option)[0].iter("update"):
         issues = [(issue.get("type"), issue.get("id", "")) for issue in node.iter("issue")]
-        updates.append(
-            {
-                "name": node.get("name"),
-                "status": node.get("status"),
-                "cves": [number.upper() for kind, number in issues if kind == "cve"],
-                "bugs": ["bsc#" + number for kind, number in issues if kind == "bugzilla"],
-            }
-        )
-    return updates
+        yield {
+            "name": node.get("name"),
+            "status": node.get("status"),
+            "cves": [number.upper() for kind, number in issues if kind == "cve"],
+            "bugs": ["bsc#" + number for kind, number in issues if kind == "bugzilla"],
+        }

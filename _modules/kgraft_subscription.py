@@ -48,8 +48,6 @@ __virtualname__ = "kgraft_subscription"
 
 # of a line of `SUSEConnect --status`, what is not a secret
 DETAILS = ("status", "subscription_status", "starts_at", "expires_at", "name", "type")
-# `SUSEConnect --status` asks the server for the activations of this system
-STATUS_TIMEOUT = 120
 
 # SUSEConnect.8 names 0 to 67, its source the others; below 64, and above 100, it passes zypper's own
 EXITS = {
@@ -71,12 +69,6 @@ EXITS = {
     106: "some repositories could not be refreshed",
     107: "a script of the product's release package failed",
 }
-
-REFERENCES = (
-    "code_from takes a reference to the registration code, not the code itself, and what was given is none "
-    "(it is not repeated here, for it may be the code). Allowed are 'pillar:some:key', 'sdb://profile/key' "
-    "and the absolute path of a file that only root can read."
-)
 
 
 def __virtual__():
@@ -117,7 +109,8 @@ def status(product=None):
         salt '*' kgraft_subscription.status product=sle-live-patching/12/x86_64
     """
     product = _product(product)
-    answer = _suseconnect("--status", timeout=STATUS_TIMEOUT)
+    # it asks the server for the activations of this system
+    answer = _suseconnect("--status", timeout=120)
     try:
         # `null` is how SUSEConnect's Go version writes an empty list
         listed = json.loads(answer) or []
@@ -186,18 +179,20 @@ def register(code_from=None, product=None, url=None, timeout=600, test=False):
     product = _product(product)
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
         raise SaltInvocationError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
-    arguments = ["--product", product]
-    if url is not None:
-        arguments = ["--url", _url(url)] + arguments
+    if url is not None and not (isinstance(url, str) and re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url)):
+        raise SaltInvocationError(
+            "url must be that of an SCC, RMT or SMT server, such as https://rmt.example.org, "
+            "without user and password{}".format("" if "@" in str(url) else f"; it is {url!r}")
+        )
+    server = ["--url", url] if url else []
     code = None if code_from is None else _code(code_from)
     if test:
         return status(product)
-    _suseconnect(*arguments, code=code, timeout=timeout)
+    _suseconnect(*server, "--product", product, code=code, timeout=timeout)
     after = status(product)
     if not after["registered"]:
-        raise CommandExecutionError(
-            "SUSEConnect reported success, but {} is {}".format(product, after["status"] or "not among its products")
-        )
+        found = after["status"] or "not among its products"
+        raise CommandExecutionError(f"SUSEConnect reported success, but {product} is {found}")
     return after
 
 
@@ -247,50 +242,36 @@ def _product(product):
 
 
 def _product_of_this_system():
-    names = "{} {}".format(__grains__.get("os"), __grains__.get("osfullname"))
-    release = re.fullmatch(r"(12|15)(?:\.(\d+))?", str(__grains__.get("osrelease")))
-    if (
-        __grains__.get("os_family") != "Suse"
-        or re.search("opensuse|leap|tumbleweed|micro", names, re.IGNORECASE)
-        or not release
-    ):
-        raise CommandExecutionError(
-            "No Live Patching product is known for {} {}: give product".format(
-                __grains__.get("osfullname") or __grains__.get("os"), __grains__.get("osrelease")
-            )
-        )
-    major, pack = release.group(1), int(release.group(2) or 0)
-    if major == "15":
-        name, version = "sle-module-live-patching", release.group(0)
+    family, short, full = (__grains__.get(grain) for grain in ("os_family", "os", "osfullname"))
+    release = str(__grains__.get("osrelease"))
+    other = re.search("opensuse|leap|tumbleweed|micro", f"{short} {full}", re.IGNORECASE)
+    if family != "Suse" or other or not re.fullmatch(r"1[25](\.\d+)?", release):
+        raise CommandExecutionError(f"No Live Patching product is known for {full or short} {release}: give product")
+    if release.startswith("15"):
+        product, version = "sle-module-live-patching", release
     else:
         # one product served 12 to 12 SP2; from SP3 on each service pack has its own
-        name, version = "sle-live-patching", f"12.{pack}" if pack >= 3 else "12"
-    return "{}/{}/{}".format(name, version, __grains__.get("cpuarch"))
-
-
-def _url(url):
-    if not isinstance(url, str) or not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
-        raise SaltInvocationError(
-            "url must be that of an SCC, RMT or SMT server, such as https://rmt.example.org, "
-            "without user and password{}".format("" if "@" in str(url) else f"; it is {url!r}")
-        )
-    return url
+        product, version = "sle-live-patching", "12" if release in ("12.0", "12.1", "12.2") else release
+    return "{}/{}/{}".format(product, version, __grains__.get("cpuarch"))
 
 
 def _code(code_from):
     """
     The code that a reference leads to. No message here repeats a value.
     """
-    if not isinstance(code_from, str):
-        raise SaltInvocationError(REFERENCES)
-    if code_from.startswith("pillar:") and code_from != "pillar:":
-        code = __salt__["pillar.get"](code_from[len("pillar:") :], default=None, **UNMASKED)
-    elif code_from.startswith("sdb://"):
-        code = _code_in_sdb(code_from)
-    elif re.match(r"(file:)?/", code_from):
-        code = _code_in_file(re.sub(r"^file:/*", "/", code_from))
+    reference = code_from if isinstance(code_from, str) else ""
+    if reference.startswith("pillar:") and reference != "pillar:":
+        code = __salt__["pillar.get"](reference[len("pillar:") :], default=None, **UNMASKED)
+    elif reference.startswith("sdb://"):
+        code = _code_in_sdb(reference)
+    elif re.match(r"(file:)?/", reference):
+        code = _code_in_file(re.sub(r"^file:/*", "/", reference))
     else:
-        raise SaltInvocationError(REFERENCES)
+        raise SaltInvocationError(
+            "code_from takes a reference to the registration code, not the code itself, and what was given is none "
+            "(it is not repeated here, for it may be the code). Allowed are 'pillar:some:key', 'sdb://profile/key' "
+            "and the absolute path of a file that only root can read."
+        )
     if code is None or code == "":
         raise CommandExecutionError(f"There is no registration code in {code_from}")
     if not isinstance(code, str):
@@ -311,11 +292,9 @@ def _code_in_sdb(uri):
     try:
         return __salt__["sdb.get"](uri, strict=True)
     except (SaltException, OSError, LookupError, ValueError) as err:
-        reason = type(err).__name__
+        kind = type(err).__name__
     # the driver's words may hold what it read, so they are neither quoted nor chained
-    raise CommandExecutionError(
-        f"{uri} could not be resolved ({reason}); is its profile in the minion's configuration?"
-    )
+    raise CommandExecutionError(f"{uri} could not be resolved ({kind}); is its profile in the minion's configuration?")
 
 
 def _code_in_file(path):

@@ -27,19 +27,14 @@ def active(look):
 
 def moving(look):
     """Return what runs, as "kgraft_patch_2_2_1 is applying"."""
-    found = [
-        "{} is {}".format(patch, told["state"])
-        for patch, told in look.patches.items()
-        if told["state"] in ("applying", "reverting")
-    ]
+    found = [f"{patch} is {state}" for patch, state in look.facts.items() if state in ("applying", "reverting")]
     return ", ".join(found) or "a transition is running"
 
 
 def running(look):
     """Return the version that the kernel runs, or is about to."""
-    versions = [look.patches[patch]["version"] for patch in look.status["active"] if patch in look.patches]
-    known = [version for version in versions if version]
-    return known[-1] if known else None
+    versions = [look.patches.get(patch, {}).get("version") for patch in look.status["active"]]
+    return next(filter(None, reversed(versions)), None)
 
 
 def module(package, version):

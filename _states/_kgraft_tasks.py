@@ -9,9 +9,9 @@ KINDS = (
     ("stopped", "stopped", "continue it (kill -CONT PID) or end it"),
     ("uninterruptible", "uninterruptible sleep", "no signal reaches it; mend what it waits for, a disk or NFS"),
     ("zombie", "zombie", "its parent must reap it; restart the parent"),
-    ("user", "process", "run kgraft.poke, set poke_after, or restart it"),
+    ("user", "process", "run kgraft.poke, or set poke_after"),
 )
-USER_ON_LIVEPATCH = "the kernel signals it every 15 s by itself; wait longer, or restart it"
+USER_ON_LIVEPATCH = "the kernel signals it every 15 s by itself; wait longer"
 
 
 def name(task):
@@ -24,28 +24,28 @@ def names(tasks):
 
 def blocking(answer):
     """``answer`` is that of ``kgraft.blocking``."""
+    count, listed = answer["count"], names(answer["tasks"]) or "none seen"
     if not answer["complete"]:
-        return "At least {} tasks block, not all of them could be seen: {}.".format(
-            answer["count"], names(answer["tasks"]) or "none seen"
-        )
-    if not answer["count"]:
+        return f"At least {count} tasks block, not all of them could be seen: {listed}."
+    if not count:
         return "No task blocks any more; the kernel sees that at its next check."
-    more = answer["count"] - len(answer["tasks"])
-    return "{} {}: {}{}.".format(
-        answer["count"],
-        "task blocks" if answer["count"] == 1 else "tasks block",
-        names(answer["tasks"]),
-        f" and {more} more" if more else "",
-    )
+    more = count - len(answer["tasks"])
+    block = "task blocks" if count == 1 else "tasks block"
+    return f"{count} {block}: {listed} and {more} more." if more else f"{count} {block}: {listed}."
 
 
-def advice(tasks, abi):
-    """Return a line for each kind that is among the tasks."""
+def advice(tasks, abi, spared):
+    """Return a line for each kind that is among the tasks; ``spared``: {pid: why a poke does not move it}."""
     lines = []
     for kind, called, words in KINDS:
         found = [task for task in tasks if task["kind"] == kind]
-        if kind == "user" and abi == "livepatch":
-            words = USER_ON_LIVEPATCH
+        if kind == "user":
+            words = USER_ON_LIVEPATCH if abi == "livepatch" else words
+            left = [task for task in found if task["pid"] in spared]
+            lines += [
+                "- {}: {}: a poke leaves it: {}.".format(called, name(task), spared[task["pid"]]) for task in left
+            ]
+            found = [task for task in found if task not in left]
         if found:
             lines.append(f"- {called}: {names(found)}: {words}.")
     return lines

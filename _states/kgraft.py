@@ -25,6 +25,7 @@ These states read no kernel file and run no command: they ask ``kgraft.*``, ``kg
 import datetime
 import fnmatch
 import importlib.util
+import math
 import os
 import time
 
@@ -54,7 +55,6 @@ def _room(name, **others):
 arguments = _room("arguments")
 looks = _room("looks")
 tasks = _room("tasks")
-versions = _room("versions")
 
 
 def __virtual__():
@@ -158,9 +158,9 @@ def applied(
         Seconds to wait for a transition to end, and for another zypper. Default: ``300``
 
     poke_after
-        Seconds of waiting after which the sleeping processes that still block are poked (SIGSTOP, then SIGCONT), and
-        again every 15 seconds. Where the kernel sends the signal itself (livepatch) it does nothing and says so.
-        Default: ``None``, never.
+        Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
+        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself (livepatch) it does nothing and
+        says so. Default: ``None``, never.
 
     protect
         Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
@@ -209,9 +209,9 @@ def settled(name, timeout=300, poke_after=None, protect=None):
         Seconds to wait for the transition to end. Default: ``300``
 
     poke_after
-        Seconds of waiting after which the sleeping processes that still block are poked (SIGSTOP, then SIGCONT), and
-        again every 15 seconds. Where the kernel sends the signal itself (livepatch) it does nothing and says so.
-        Default: ``None``, never.
+        Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
+        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself (livepatch) it does nothing and
+        says so. Default: ``None``, never.
 
     protect
         Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
@@ -244,14 +244,13 @@ def _report(name, look, act, limits):
     ret = {"name": name, "result": False, "changes": {}, "comment": ""}
     before = None
     try:
-        arguments.check_limits(limits)
+        arguments.check_limits(limits.timeout, limits.poke_after)
         before = look()
         if limits.protect is not None:
             # who knows the patterns refuses a wrong one now, not when it is time to poke
-            __salt__["kgraft.poke"](protect=limits.protect, test=True)
-        ret["comment"], promised = act(before)
-        ret["result"] = None if promised else True
-        ret["changes"] = promised
+            _poke(limits, test=True)
+        ret["comment"], ret["changes"] = act(before)
+        ret["result"] = None if ret["changes"] else True
     except (CommandExecutionError, SaltInvocationError) as err:
         ret["comment"] = _message(err)
     if before is None:
@@ -278,12 +277,10 @@ def _message(err):
 def _kernel():
     status = __salt__["kgraft.status"]()
     if status["state"] == "unavailable":
-        raise CommandExecutionError(
-            "This kernel, {}, has no live patching: neither kGraft nor livepatch.".format(status["kernelrelease"])
-        )
+        kernel = status["kernelrelease"]
+        raise CommandExecutionError(f"This kernel, {kernel}, has no live patching: neither kGraft nor livepatch.")
     patches = __salt__["kgraft.patches"]()
-    facts = {patch: told["state"] for patch, told in patches.items()}
-    facts["state"] = status["state"]
+    facts = dict({patch: told["state"] for patch, told in patches.items()}, state=status["state"])
     return looks.Look(status, patches, None, facts)
 
 
@@ -318,14 +315,12 @@ def _settle(before, limits):
 
 
 def _would_wait(look, limits):
-    comment = "{}; its end would be waited for, {:g} s at most. {}".format(
-        looks.moving(look), limits.timeout, tasks.blocking(__salt__["kgraft.blocking"]())
-    )
+    held = tasks.blocking(__salt__["kgraft.blocking"]())
+    comment = f"{looks.moving(look)}; its end would be waited for, {limits.timeout:g} s at most. {held}"
     if _is_poking(look, limits):
-        would = __salt__["kgraft.poke"](protect=limits.protect, test=True)
-        comment += " After {:g} s these would be poked: {}.{}".format(
-            limits.poke_after, tasks.names(would["poked"]) or "none", tasks.skipped(would)
-        )
+        poke = __salt__["kgraft.poke"](protect=limits.protect, test=True)
+        poked = tasks.names(poke["poked"]) or "none"
+        comment += f" After {limits.poke_after:g} s these would be poked: {poked}.{tasks.skipped(poke)}"
     return comment
 
 
@@ -338,12 +333,11 @@ def _wait(look, limits, so_far=""):
     Wait until settled, in slices: after each the master hears who blocks, and sleepers are poked when it is time.
     """
     started = time.monotonic()
-    poke_at = limits.poke_after if _is_poking(look, limits) else None
+    poke_at = limits.poke_after if _is_poking(look, limits) else math.inf
     while True:
         waited = time.monotonic() - started
-        ends = [limits.timeout, waited + SLICE] + ([] if poke_at is None else [poke_at])
         try:
-            __salt__["kgraft.wait"](timeout=max(min(ends) - waited, 0.01))
+            __salt__["kgraft.wait"](timeout=max(min(limits.timeout, waited + SLICE, poke_at) - waited, 0.01))
             return time.monotonic() - started
         except CommandExecutionError as err:
             if not (isinstance(err.info, dict) and err.info.get("timed_out")):
@@ -352,27 +346,31 @@ def _wait(look, limits, so_far=""):
         waited = time.monotonic() - started
         if waited >= limits.timeout:
             raise CommandExecutionError(_unsettled(look, limits, blocking, so_far))
-        if poke_at is not None and waited >= poke_at:
-            limits.pokes.append(__salt__["kgraft.poke"](protect=limits.protect))
+        if waited >= poke_at:
+            limits.pokes.append(_poke(limits))
             poke_at = waited + SLICE
-        __salt__["event.send"](
-            "kgraft/{}/progress".format(__opts__["id"]),
-            {
-                "transition": looks.moving(look),
-                "seconds": round(waited, 1),
-                "timeout": limits.timeout,
-                "count": blocking["count"],
-                "complete": blocking["complete"],
-                "tasks": blocking["tasks"],
-            },
-        )
+        progress = {"transition": looks.moving(look), "seconds": round(waited, 1), "timeout": limits.timeout}
+        progress.update((key, blocking[key]) for key in ("count", "complete", "tasks"))
+        __salt__["event.send"]("kgraft/{}/progress".format(__opts__["id"]), progress)
+
+
+def _poke(limits, test=False):
+    """Poke, or say who would be; a poke that fails is no end of a wait."""
+    try:
+        return __salt__["kgraft.poke"](protect=limits.protect, test=test)
+    except CommandExecutionError as err:
+        return {"poked": [], "skipped": [], "failed": _message(err)}
 
 
 def _unsettled(look, limits, blocking, so_far):
+    # On livepatch the kernel moves sleepers itself: what a poke would say there is no news.
+    would = {"skipped": []} if look.status["abi"] == "livepatch" else _poke(limits, test=True)
+    spared = {task["pid"]: task["reason"] for task in would["skipped"]}
     lines = [f"{looks.moving(look)}, still after {limits.timeout:g} s. {so_far}{tasks.blocking(blocking)}"]
-    lines += tasks.advice(blocking["tasks"], look.status["abi"])
+    lines += tasks.advice(blocking["tasks"], look.status["abi"], spared)
     if limits.pokes:
         lines.append(f"Poked {len(limits.pokes)} times.{tasks.skipped(limits.pokes[-1])}")
+    lines += sorted({"A poke failed: {}".format(poke["failed"]) for poke in limits.pokes if "failed" in poke})
     return "\n".join(lines)
 
 
@@ -404,28 +402,25 @@ def _activate(before, limits, packages, register, refresh, subscription):
         __salt__["kgraft_pkg.install_base"](packages, lock_timeout=limits.timeout)
     if __opts__["test"] and steps:
         return " ".join(steps), looks.differences(before.facts, facts)
-    here = ", ".join(sorted(set(facts) - {"repositories"}))
-    return " ".join(
-        steps
-        + ["Live patches are offered by {}.".format(", ".join(facts["repositories"]))]
-        + ([f"Installed: {here}."] if here else [])
-    ), {}
+    steps.append("Live patches are offered by {}.".format(", ".join(facts.pop("repositories"))))
+    if facts:
+        steps.append("Installed: {}.".format(", ".join(sorted(facts))))
+    return " ".join(steps), {}
 
 
 def _register(facts, limits, subscription):
     status = __salt__["kgraft_subscription.register"](test=__opts__["test"], **subscription)
+    product = status["product"]
     if __opts__["test"] and not status["registered"]:
-        facts["repositories"] = ["those of {}".format(status["product"])]
-        return "{} would be registered.".format(status["product"])
+        facts["repositories"] = [f"those of {product}"]
+        return f"{product} would be registered."
     if not __opts__["test"]:
         facts["repositories"] = __salt__["kgraft_pkg.repositories"](refresh=True, lock_timeout=limits.timeout)
     if not facts["repositories"]:
         raise CommandExecutionError(
-            "{} is registered, but no enabled repository offers live patches: is its repository disabled?".format(
-                status["product"]
-            )
+            f"{product} is registered, but no enabled repository offers live patches: is its repository disabled?"
         )
-    return "{} was registered.".format(status["product"])
+    return f"{product} was registered."
 
 
 # ----- applied
@@ -435,20 +430,18 @@ def _apply(before, limits, options):
     arguments.check_options(options)
     if options.cves is not None:
         return _apply_cves(before, limits, options)
-    return _apply_version(before, limits, options, versions.wanted(options.version, before.status["kernelrelease"]))
+    return _apply_version(before, limits, options, arguments.wanted(options.version, before.status["kernelrelease"]))
 
 
 def _apply_version(before, limits, options, wanted):
-    if wanted.number is None:
+    if wanted.numbers is None:
         offered = _available(limits, options)
         if not offered:
             raise CommandExecutionError(_not_offered(before))
-        number, release = versions.key(offered[0])
-        wanted = wanted._replace(number=number, release=release)
+        wanted = wanted._replace(numbers=arguments.numbers(offered[0]))
         options = options._replace(refresh=False)
-    look = before
-    notes = []
-    if not versions.is_met(wanted, looks.running(look)):
+    look, notes = before, []
+    if not wanted.is_met_by(looks.running(look)):
         target = _target(look, limits, options, wanted)
         if __opts__["test"]:
             return _would_bring(look, limits, options, target)
@@ -457,14 +450,14 @@ def _apply_version(before, limits, options, wanted):
             # the kernel would refuse a second patch
             _wait(look, limits, "Nothing was installed. ")
             look = _machine()
-        if not versions.is_met(wanted, looks.running(look)):
+        if not wanted.is_met_by(looks.running(look)):
             look, notes = _bring(look, limits, options, _target(look, limits, options, wanted))
     if look.status["state"] == "in_progress" and options.settle:
         if __opts__["test"]:
             return _would_wait(look, limits), looks.differences(look.facts, looks.ended(look))
         _wait(look, limits)
         look = _machine()
-        if not versions.is_met(wanted, looks.running(look)):
+        if not wanted.is_met_by(looks.running(look)):
             raise CommandExecutionError(f"The transition ended otherwise than it began: {looks.active(look)}.")
     return " ".join([_reached(before, look)] + notes + _caveats(look)), {}
 
@@ -476,39 +469,31 @@ def _target(look, limits, options, wanted):
     installed = look.facts[look.package]
     if not options.allow_downgrade:
         for version, how in ((looks.running(look), "active"), (installed, "installed")):
-            if versions.is_newer(wanted, version):
-                raise CommandExecutionError(
-                    f"newer is {how}: {version}; write >={wanted.number} or allow_downgrade: True"
-                )
-    here = [installed] if installed and versions.is_met(wanted, installed) else []
-    if here and wanted.release and not wanted.at_least:
+            if wanted.is_older_than(version):
+                least = wanted.numbers[0]
+                raise CommandExecutionError(f"newer is {how}: {version}; write >={least} or allow_downgrade: True")
+    if not wanted.at_least and arguments.numbers(installed) == wanted.numbers:
         return installed
     offered = _available(limits, options)
-    fitting = [version for version in offered if versions.is_met(wanted, version)] + here
-    if not fitting and not offered:
+    fitting = [version for version in offered + [installed] if wanted.is_met_by(version)]
+    if fitting:
+        return max(fitting, key=arguments.numbers)
+    if not offered:
         raise CommandExecutionError(_not_offered(look))
-    if not fitting:
-        raise CommandExecutionError(
-            "No enabled repository offers {} in version {}; there is {}.".format(
-                look.package, wanted.text, ", ".join(offered)
-            )
-        )
-    return max(fitting, key=versions.key)
+    comment = f"No enabled repository offers {look.package} in version {wanted.text}; there is "
+    raise CommandExecutionError(comment + ", ".join(offered) + ".")
 
 
 def _available(limits, options):
-    return __salt__["kgraft_pkg.available"](
-        refresh=bool(options.refresh) and not __opts__["test"], lock_timeout=limits.timeout
-    )
+    refresh = options.refresh and not __opts__["test"]
+    return __salt__["kgraft_pkg.available"](refresh=refresh, lock_timeout=limits.timeout)
 
 
 def _not_offered(look):
-    others = __salt__["kgraft_pkg.other_kernels"]()
     comment = f"No enabled repository offers {look.package}; kgraft.activated sees to that."
+    others = ", ".join(map(" ".join, sorted(__salt__["kgraft_pkg.other_kernels"]().items())))
     if others:
-        comment += " For kernels that do not run now there is {}: reboot into one of them.".format(
-            ", ".join(f"{package} {version}" for package, version in sorted(others.items()))
-        )
+        comment += f" For kernels that do not run now there is {others}: reboot into one of them."
     return comment
 
 
@@ -530,17 +515,16 @@ def _bring(look, limits, options, target):
     not_loaded = f"{look.package} {target} is installed, but not loaded"
     if __salt__["kgraft_pkg.loading"]() == "never":
         raise CommandExecutionError(f"{not_loaded}: {NEVER}.")
-    not_loaded += ". "
     if look.status["state"] == "in_progress":
         # another transition came in between, so the package's script was refused
-        _wait(look, limits, not_loaded)
+        _wait(look, limits, f"{not_loaded}. ")
     try:
         __salt__["kgraft.load"](looks.module(look.package, target))
     except CommandExecutionError as err:
-        raise CommandExecutionError(" ".join([not_loaded + _message(err) + "."] + notes)) from err
+        raise CommandExecutionError(" ".join([f"{not_loaded}. {_message(err)}."] + notes)) from err
     look = _machine()
     if looks.running(look) != target:
-        raise CommandExecutionError(f"{not_loaded}The kernel says: {looks.active(look)}.")
+        raise CommandExecutionError(f"{not_loaded}. The kernel says: {looks.active(look)}.")
     return look, notes
 
 
@@ -584,8 +568,7 @@ def _caveats(look):
         caveats.append(f"The package holds {installed}: the next boot may bring that one.")
     until = __salt__["kgraft_security.supported_until"]()
     if until:
-        last = datetime.datetime.strptime(until, "%Y-%m-%d").date()
-        left = (last - datetime.date.today()).days
+        left = (datetime.datetime.strptime(until, "%Y-%m-%d").date() - datetime.date.today()).days
         if left < 0:
             caveats.append(f"Live patches for this kernel ended on {until}: boot a newer one.")
         elif left <= WARN_DAYS:
@@ -604,23 +587,21 @@ def _apply_cves(before, limits, options):
     if look.status["state"] == "in_progress" and options.settle and not __opts__["test"]:
         _wait(look, limits, "Nothing was installed. ")
         look = _machine()
-    answers = __salt__["kgraft_security.cves"](*options.cves)
-    if _unfixed(answers, options) and options.refresh and not __opts__["test"]:
+    answers, unfixed = _verdicts(options)
+    if unfixed and options.refresh and not __opts__["test"]:
         _available(limits, options)
-        answers = __salt__["kgraft_security.cves"](*options.cves)
-    unfixed = _unfixed(answers, options)
+        answers, unfixed = _verdicts(options)
     wanted = _bringing(look, unfixed)
     if wanted:
         comment, promised = _apply_version(look, limits, options._replace(refresh=False), wanted)
         if not __opts__["test"]:
-            answers = __salt__["kgraft_security.cves"](*options.cves)
-            unfixed = _unfixed(answers, options)
+            answers, unfixed = _verdicts(options)
     elif look.status["state"] == "in_progress" and options.settle:
         comment, promised = _would_wait(look, limits), looks.differences(look.facts, looks.ended(look))
     else:
         comment, promised = " ".join([_reached(before, look)] + _caveats(look)), {}
     comment = "\n".join([comment] + [f"{cve}: {answers[cve]}" for cve in options.cves])
-    if any(answer.startswith("unknown") for answer in unfixed.values()):
+    if any(answer.startswith("unknown") for answer in unfixed):
         comment += "\nUnknown is no pass: if this kernel never had the bug, say so with not_affected."
         raise CommandExecutionError(comment)
     if unfixed and not promised:
@@ -628,21 +609,22 @@ def _apply_cves(before, limits, options):
     return comment, promised
 
 
-def _unfixed(answers, options):
-    return {
-        cve: answer
-        for cve, answer in answers.items()
-        if not answer.startswith("fixed") and (options.settle or not answer.endswith("not settled"))
-    }
+def _verdicts(options):
+    """Return the answer for each CVE, and the answers that are no success."""
+    answers = __salt__["kgraft_security.cves"](*options.cves)
+    unfixed = [answer for answer in answers.values() if not answer.startswith("fixed")]
+    if not options.settle:
+        unfixed = [answer for answer in unfixed if not answer.endswith("not settled")]
+    return answers, unfixed
 
 
 def _bringing(look, unfixed):
     """
     The patch that brings the fixes: the newest for an open one; for a pending one that which is here is enough.
     """
-    if any(answer.startswith("open") for answer in unfixed.values()):
-        return versions.wanted("latest", None)
-    here = [version for version in (looks.running(look), look.facts[look.package]) if version]
-    if here and any(answer.startswith("pending") for answer in unfixed.values()):
-        return versions.wanted(">=" + max(here, key=versions.key), None)
+    if any(answer.startswith("open") for answer in unfixed):
+        return arguments.wanted("latest", None)
+    here = max(looks.running(look), look.facts[look.package], key=arguments.numbers)
+    if here and any(answer.startswith("pending") for answer in unfixed):
+        return arguments.wanted(f">={here}", None)
     return None

@@ -61,40 +61,31 @@ def registered(name, code_from=None, product=None, url=None, timeout=600):
             - url: https://rmt.example.org
     """
     ret = {"name": name, "result": False, "changes": {}, "comment": ""}
+    before = None
     try:
         before = __salt__["kgraft_subscription.status"](product)
+        product = before["product"]
         if before["registered"]:
-            ret["result"] = True
-            ret["comment"] = "{} is already registered{}".format(before["product"], _subscription(before))
-            return ret
-        if __opts__["test"]:
-            __salt__["kgraft_subscription.register"](
-                code_from=code_from, product=before["product"], url=url, timeout=timeout, test=True
-            )
-            ret["result"] = None
-            ret["changes"] = {before["product"]: {"old": before["status"], "new": "Registered"}}
-            ret["comment"] = "{} would be registered".format(before["product"])
-            return ret
-    except (CommandExecutionError, SaltInvocationError) as err:
-        ret["comment"] = str(err)
-        return ret
-
-    try:
+            return dict(ret, result=True, comment=f"{product} is already registered{_subscription(before)}")
         after = __salt__["kgraft_subscription.register"](
-            code_from=code_from, product=before["product"], url=url, timeout=timeout
+            code_from=code_from, product=product, url=url, timeout=timeout, test=__opts__["test"]
         )
-        ret["result"] = True
-        ret["comment"] = "{} was registered{}".format(after["product"], _subscription(after))
+        if __opts__["test"]:
+            promised = {product: {"old": before["status"], "new": "Registered"}}
+            return dict(ret, result=None, changes=promised, comment=f"{product} would be registered")
+        ret.update(result=True, comment=f"{product} was registered{_subscription(after)}")
     except (CommandExecutionError, SaltInvocationError) as err:
         ret["comment"] = str(err)
+        if before is None or __opts__["test"]:
+            return ret
         try:
             # SUSEConnect may have failed half-way
-            after = __salt__["kgraft_subscription.status"](before["product"])
+            after = __salt__["kgraft_subscription.status"](product)
         except CommandExecutionError as again:
             ret["comment"] += f"\nWhat is true now could not be found out: {again}"
             return ret
     if after["status"] != before["status"]:
-        ret["changes"] = {before["product"]: {"old": before["status"], "new": after["status"]}}
+        ret["changes"] = {product: {"old": before["status"], "new": after["status"]}}
     return ret
 
 

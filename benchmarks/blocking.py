@@ -8,6 +8,7 @@ it less than the time on a wall's clock.
 """
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import pathlib
@@ -18,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 
 from lab.files import Kernel
 
@@ -126,9 +126,10 @@ def check_layout(abi):
 
 
 def our_module(root):
-    module = types.ModuleType("kgraft")
+    spec = importlib.util.spec_from_file_location("kgraft", HERE.parent / "_modules/kgraft.py")
+    module = importlib.util.module_from_spec(spec)
     vars(module)["__opts__"] = {"kgraft.root": str(root)}
-    exec(compile((HERE.parent / "_modules/kgraft.py").read_bytes(), "kgraft.py", "exec"), vars(module))
+    spec.loader.exec_module(module)
     return module
 
 

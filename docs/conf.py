@@ -33,3 +33,5 @@ copybutton_prompt_is_regexp = True
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"saltext-kgraft {release}"
+# it would name nobody
+html_show_copyright = False

@@ -2,7 +2,7 @@
 The main job, told as a story: ``make demo``.
 
 Real processes of this machine, a real master and minion, real ``salt-call`` runs, zypper and rpm in a directory; only
-the kernel is the lab's.
+the kernel is the lab's. Of an answer it shows the lines that matter, and all of them with ``DETAILS=1``.
 """
 
 import contextlib
@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 
 from lab import Lab, samples, wait_until
-from tests.support.packages import KERNEL, SuseRoot, minion_options, standard_repository
+from tests.support.packages import KERNEL, PackageRepository, SuseRoot, minion_options
 
 REPO = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+DETAILS = os.environ.get("DETAILS", "") not in ("", "0")
 BLUE, PLAIN = ("\033[1;34m", "\033[0m") if sys.stdout.isatty() else ("", "")
 SLS = """\
 the newest live patch:
@@ -33,11 +34,24 @@ the newest live patch:
 
 
 def say(text):
-    print(f"\n{BLUE}# {text}{PLAIN}", flush=True)
+    print(f"{BLUE}# {text}{PLAIN}", flush=True)
 
 
-def show(command):
-    print(f"\n$ {command}", flush=True)
+def show(*commands):
+    print(*(f"$ {command}" for command in commands), sep="\n", flush=True)
+
+
+def cut(text, pattern):
+    """The lines of an answer that matter; an … at the end of a line stands for those that are left out after it."""
+    lines = []
+    for line in text.splitlines():
+        if DETAILS or re.search(pattern, line):
+            lines.append(line)
+        elif not lines:
+            lines.append("…")
+        elif not lines[-1].endswith("…"):
+            lines[-1] += " …"
+    return "\n".join(lines)
 
 
 class Site:
@@ -52,7 +66,8 @@ class Site:
         for kind in ("_modules", "_states", "_beacons"):
             (file_root / kind).symlink_to(REPO / kind)
         (file_root / "patched.sls").write_text(SLS)
-        common = {"file_roots": {"base": [str(file_root)]}, "enable_fqdns_grains": False, "log_level": "error"}
+        # critical: Salt logs the changes of a state that failed as an [ERROR], above an answer that says the same
+        common = {"file_roots": {"base": [str(file_root)]}, "enable_fqdns_grains": False, "log_level": "critical"}
         publish, answer = _free_port(), _free_port()
         self._configure(
             "master",
@@ -114,21 +129,38 @@ class Site:
             r"^salt/beacon/demo/kgraft/(\w+)\t(.*)$", (self.directory / "events").read_text(), re.MULTILINE
         )
 
-    def call(self, *words, **named):
-        """Show a salt-call as one would type it, and what it prints."""
-        shown = [*words, *(f"{key}={value}" for key, value in named.items())]
-        show(f"salt-call {shlex.join(shown)}")
-        done = subprocess.run(
-            [BIN / "salt-call", "--local", "-c", self.directory, *shown],
+    def call(self, *words, only="", shown=(), meanwhile=None, **named):
+        """
+        Show a salt-call as one would type it, and of what it prints the lines that match ``only``. ``meanwhile`` is
+        done while the function runs, and ``shown`` typed for it.
+        """
+        words = [*words, *(f"{key}={value}" for key, value in named.items())]
+        show(f"salt-call {shlex.join(words)}{' &' if meanwhile else ''}", *shown)
+        with subprocess.Popen(
+            [BIN / "salt-call", "--local", "-c", self.directory, *words],
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
-            check=False,
-        )
-        print(done.stdout.rstrip(), flush=True)
-        return done.stdout
+        ) as process:
+            if meanwhile:
+                wait_until(lambda: self.running(words[0]) or process.poll() is not None, f"{words[0]} at work", 60)
+                meanwhile()
+            try:
+                text = process.communicate(timeout=120)[0]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        print(f"{cut(text.rstrip(), only)}\n", flush=True)
+        return text
+
+    def running(self, function):
+        """Whether the minion or a salt-call is at it, by the notes that both make of their work (saltutil.running)."""
+        for note in (self.directory / "n/var/cache/salt/minion/proc").glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if function.encode() in note.read_bytes():
+                    return True
+        return False
 
 
 def _free_port():
@@ -144,53 +176,71 @@ def expect(text, *words):
             sys.exit(f"demo: expected {word!r} in what was printed")
 
 
+def resume(pid):
+    time.sleep(2)
+    os.kill(pid, signal.SIGCONT)
+
+
 def main():
-    print(
-        "No kernel is touched here: a lab stands in for one with kGraft, over real processes of this machine.",
-        flush=True,
-    )
+    print("No kernel is touched here: a lab stands in for one with kGraft, over real processes of this machine.")
+    if not DETAILS:
+        print("… marks lines left out of an answer; make demo DETAILS=1 shows them all.")
+    print()
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kg", ignore_cleanup_errors=True)))
         say("Some processes: two that sleep (one in eight threads), a busy one, a stopped one, a zombie.")
-        animals = {
+        processes = {
             kind: stack.enter_context(samples.process(kind))
             for kind in ("sleep", "threads", "busy", "stopped", "zombie")
         }
-        for kind, animal in animals.items():
-            print(f"{animal.pid:>7} {kind}")
-        stopped = animals["stopped"].pid
+        print(", ".join(f"{process.pid} {kind}" for kind, process in processes.items()), end="\n\n")
+        # it is busy when nobody else is: it shall not slow the story
+        os.setpriority(os.PRIO_PROCESS, processes["busy"].pid, 19)
+        stopped = processes["stopped"].pid
         lab = stack.enter_context(
-            Lab(directory / "k", release=KERNEL, fake_signal=False, pids=[animal.pid for animal in animals.values()])
+            Lab(
+                directory / "k", release=KERNEL, fake_signal=False, pids=[process.pid for process in processes.values()]
+            )
         )
-        suse = stack.enter_context(SuseRoot(lab.root, standard_repository(directory / "live-patching")))
+        repository = PackageRepository(directory / "live-patching")
+        repository.add_live_patch(KERNEL, "10-2.1")
+        suse = stack.enter_context(SuseRoot(lab.root, repository))
         suse.insmod_with(lab.environ)
         site = stack.enter_context(Site(directory, lab))
 
         say("Where does this machine stand, and what would the state do?")
         show("cat patched.sls")
-        print(SLS, end="")
-        expect(site.call("kgraft.summary"), "ready no patch")
-        expect(site.call("state.apply", "patched", test=True), "10-2.1 would be installed", "Result: None")
+        print(SLS)
+        expect(site.call("kgraft.summary"), "ready no live patch")
+        verdict = r"Result:|Comment:|^ +- "
+        text = site.call("state.apply", "patched", test=True, only=verdict)
+        expect(text, "10-2.1 would be installed", "Result: None")
 
-        say("A master listens to the minion's beacon. Now the live run.")
+        say("The live run, while a master listens to the minion's beacon. The time-out of 3 s is soon over.")
         site.listen()
-        text = site.call("state.apply", "patched")
+        text = site.call("state.apply", "patched", only=verdict)
         expect(text, "Result: False", f"sample-stopped ({stopped})", "sample-sleep", "10-2.1")
         say("Installed and loaded, but not settled: some tasks are still in the old code.")
         expect(site.call("kgraft.summary"), "in_progress kgraft_patch_10_2_1 apply")
-        expect(site.call("kgraft.blocking", "--out=yaml"), f"pid: {stopped}")
+        if DETAILS:
+            expect(site.call("kgraft.blocking", "--out=yaml"), f"pid: {stopped}")
 
-        say("A poke (SIGSTOP, then SIGCONT) moves sleepers along; it says whom it spares, and why.")
-        expect(site.call("kgraft.poke", "--out=yaml"), "stopped by somebody else")
-        say("The sleepers have crossed, and sleep on. The wait names who is left (a zombie holds up old kernels only).")
-        expect(site.call("kgraft.wait", timeout=1), f"sample-stopped ({stopped}) stopped")
+        say("A poke moves the sleepers along, and they sleep on; it says whom it spares, and why.")
+        text = site.call("kgraft.poke", "--out=yaml", only=r"poked:|skipped:|name:|reason:")
+        expect(text, "stopped by somebody else")
 
-        say("Who stopped it may continue it. The kernel sees the end at its next look, 2 s later at most.")
-        show(f"kill -CONT {stopped}")
-        os.kill(stopped, signal.SIGCONT)
-        expect(site.call("kgraft.wait", timeout=30), "local:")
-        expect(site.call("state.apply", "patched"), "is already applied and settled", "Succeeded: 1\n")
+        say("Who stopped it may continue it. (The zombie holds up old kernels only.)")
+        text = site.call(
+            "kgraft.wait", timeout=60, shown=[f"sleep 2; kill -CONT {stopped}"], meanwhile=lambda: resume(stopped)
+        )
+        waited = re.search(r"local:\s+([\d.]+)$", text)
+        if not waited or float(waited[1]) < 0.2:
+            sys.exit("demo: expected that it had to wait")
+
+        say("Settled; and the state has nothing left to do.")
+        text = site.call("state.apply", "patched", only=verdict)
+        expect(text, "is already applied and settled", "Succeeded: 1\n")
         expect(site.call("kgraft.summary"), "ready kgraft_patch_10_2_1")
 
         say("And what the master heard meanwhile (salt-run state.event 'salt/beacon/*'), in short:")

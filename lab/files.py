@@ -6,6 +6,7 @@ and of upstream livepatch that differs in its files. A reader at work sees whole
 everything is written under ``<root>/.new`` and renamed into place, but for one digit that takes the place of another.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -382,6 +383,7 @@ class Kernel:
         tracer=0,
         threads=None,
         cmdline=None,
+        exe=None,
         stack=None,
     ):
         """
@@ -395,6 +397,8 @@ class Kernel:
             clock ticks since boot; default: 1000 + pid
         comm, cmdline
             text or bytes; ``cmdline`` may also be a list of arguments
+        exe
+            where the link to its executable leads; default: there is none
         """
         everyone = {pid: Thread(blocking, letter, tracer)}
         everyone.update((tid, Thread(**about)) for tid, about in (threads or {}).items())
@@ -408,6 +412,7 @@ class Kernel:
             kthread=kthread,
             start_time=1000 + pid if start_time is None else start_time,
             cmdline=cmdline,
+            exe=exe,
             stack=stack or "",
         )
         self._write_tree(f"proc/{pid}", self._task_files(task))
@@ -432,6 +437,8 @@ class Kernel:
             if pid in fresh:
                 for name in ("stat", "status", "cgroup", "cmdline"):
                     files[name] = (Path(f"/proc/{pid}/{name}"), None)
+                with contextlib.suppress(OSError):  # a kernel thread or a zombie has none
+                    files["exe"] = (Path(os.readlink(f"/proc/{pid}/exe")), None)
             self._write_tree(f"proc/{pid}", dict(files, **self._flag_files(task)))
         for tid in gone:
             self._delete(f"proc/{pid}/task/{tid}")
@@ -491,6 +498,7 @@ class Kernel:
             "status": (self._status(task, task.pid, leader), 0o444),
             "cgroup": (self._cgroup(task), 0o444),
             "cmdline": (self._cmdline(task, leader), 0o444),
+            **({"exe": (Path(task.exe), None)} if task.exe else {}),
         }
         for tid, thread in task.threads.items():
             files[f"task/{tid}/stat"] = (self._stat(task, tid, thread), 0o444)

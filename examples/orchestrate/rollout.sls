@@ -11,18 +11,25 @@
     'soak': 3600,
     'batch': '10%',
 } %}
-{% do rollout.update(pillar.get('rollout', {})) %}
-
+{% set given = pillar.get('rollout', {}) %}
+{% do rollout.update(given if given is mapping else {}) %}
+{% set soak = rollout['soak'] %}
+{% if not (given is mapping and rollout['canaries'] is string and rollout['rest'] is string
+           and soak is number and (soak | string).isdigit()) %}
+these options are refused:
+  test.fail_without_changes:
+    - name: rollout must be a mapping, canaries and rest targets, soak whole seconds
+{% else %}
 the canaries are patched:
   salt.state:
     - tgt: {{ rollout['canaries'] | json }}
     - tgt_type: compound
-    - sls: {{ rollout['sls'] }}
+    - sls: {{ rollout['sls'] | json }}
 
 they have had time to show trouble:
   salt.runner:
     - name: test.sleep
-    - s_time: {{ rollout['soak'] }}
+    - s_time: {{ soak | json }}
     - require:
       - salt: the canaries are patched
 
@@ -32,7 +39,7 @@ they are quiet:
     - tgt_type: compound
     - sls: examples.orchestrate.quiet
     - pillar:
-        soak: {{ rollout['soak'] }}
+        soak: {{ soak | json }}
     - require:
       - salt: they have had time to show trouble
 
@@ -40,9 +47,10 @@ the rest is patched:
   salt.state:
     - tgt: {{ ('( ' ~ rollout['rest'] ~ ' ) and not ( ' ~ rollout['canaries'] ~ ' )') | json }}
     - tgt_type: compound
-    - sls: {{ rollout['sls'] }}
+    - sls: {{ rollout['sls'] | json }}
     - batch: {{ rollout['batch'] | json }}
     # no further batch after a machine that fails
     - failhard: True
     - require:
       - salt: they are quiet
+{% endif %}

@@ -212,3 +212,26 @@ def test_a_private_sibling_is_no_module_of_its_own(environment, source, config_d
     assert {name.split(".")[0] for name in told if "kgraft" in name} == {
         path.stem for path in (source / "_modules").glob("[!_]*.py")
     }
+
+
+@pytest.mark.parametrize("setuptools", ["raise ImportError('no setuptools')", "raise AssertionError('distutils')"])
+def test_the_checkout_as_a_minions_module_directory_is_searched_without_a_word(
+    environment, source, config_dir, tmp_path, setuptools
+):
+    """Salt imports all that lies at the root, where there may be no setuptools, or one that came too late."""
+    (environment.packages / "setuptools.py").write_text(f"{setuptools}\n", "utf-8")
+    command = "from salt.scripts import salt_call; salt_call()"
+    call = [environment.python, "-c", command, "--local", "--config-dir", config_dir, "-m", source]
+
+    missing = subprocess.run([*call, "no.such_function"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = missing.stdout + missing.stderr
+    assert "'no.such_function' is not available." in told
+    assert "Traceback" not in told
+    assert "ERROR" not in told
+
+    modules = set(json.loads(run([*call, "--out=json", "sys.list_modules"], cwd=tmp_path))["local"])
+    ours = {path.stem for path in (source / "_modules").glob("[!_]*.py")}
+    assert ours <= modules
+    at_the_root = {path.stem for path in source.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert "setup" in at_the_root
+    assert modules & at_the_root == set()

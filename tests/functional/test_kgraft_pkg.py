@@ -109,8 +109,9 @@ def test_repositories_are_the_enabled_ones_with_live_patches_by_alias(kgraft_pkg
 def test_a_database_that_rpm_cannot_read_is_not_an_answer(kgraft_pkg, suse):
     (suse.database / "rpmdb.sqlite").write_bytes(b"no database " * 1000)
 
-    with pytest.raises(CommandExecutionError, match="rpm cannot tell"):
-        kgraft_pkg.installed()
+    for question in (kgraft_pkg.installed, lambda: kgraft_pkg.base(["pattern:lp_sles"]), kgraft_pkg.other_kernels):
+        with pytest.raises(CommandExecutionError, match="rpm cannot tell"):
+            question()
 
 
 # Installing

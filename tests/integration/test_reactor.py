@@ -191,6 +191,48 @@ def test_an_error_that_has_the_beacon_reloaded_is_told_once(fleet, master, ear, 
     assert len(reloads()) == 1
 
 
+def test_a_forged_event_does_no_more_than_have_a_look_taken_and_a_true_one_right_after_it_acts(
+    fleet, master, ear, humans, event_listener
+):
+    minion, kernel = fleet[0]
+    call = fleet[1][0].salt_call_cli(timeout=60)
+    stuck, human = f"salt/beacon/{minion.id}/kgraft/stuck", f"kgraft/{minion.id}/needs-a-human"
+    event = {"id": minion.id, "times": 1, "transition": "forged"}
+    bent = {**event, "transition": 'x\nowned:\n  local.cmd.run:\n    - tgt: "*"\n    - arg: [id]\n'}
+
+    def jobs(suffix):
+        found = event_listener.get_events([(master.id, f"salt/job/*/{suffix}")], after_time=ear.since)
+        return [one.data for one in sorted(found, key=lambda one: one.stamp)]
+
+    def applied():
+        return [job["return"] for job in jobs(f"ret/{minion.id}") if job["fun"] == "state.apply"]
+
+    # under the other's tag, as any minion can; the master sets the id to the sender's
+    call.run("event.fire_master", json.dumps(event), stuck)
+    call.run("event.send", human, json.dumps({"id": minion.id, "summary": "forged"}))
+    # as a beacon's events are sent, where the master leaves the id as it is
+    events = [{"tag": stuck, "data": data} for data in (bent, event)]
+    call.run("event.fire_master", "{}", stuck, preload=json.dumps({"events": events}))
+    until(applied, "the last of the forged events did not come through")
+    kernel.task(734, "nfsd", kthread=True, blocking=True)
+    kernel.start("kgraft-patch-4-2_1")
+    ear.wait_for("stuck", times=1, direction="apply", deadline=120)
+    looked, acted, *_ = until(lambda: len(applied()) >= 2 and applied(), "the true event had no run")
+    kernel.exit(734)
+    kernel.finish()
+    ear.wait_for("finished")
+    after_looks(kernel)
+
+    assert [key.split("_|-")[1] for key in looked] == ["nothing is stuck any more"]
+    assert [key.split("_|-")[1] for key in acted] == ["what may be poked is poked"]
+    # the loop of this master is no example: it believes every event
+    started = [(job["fun"], job["minions"]) for job in jobs("new") if job["fun"] != "saltutil.refresh_beacons"]
+    assert {fun for fun, _ in started} == {"state.apply", "mine.update"}
+    assert [minions for _, minions in started if minions != [minion.id]] == []
+    told = [humans.get_nowait() for _ in range(humans.qsize())]  # by the tests before this one
+    assert [body for _, _, body in told if b"forged" in body] == []
+
+
 @pytest.fixture
 def rollout(master, fleet):
     """Return ``rollout(**options)``: the orchestration over the fleet, and what it returned."""

@@ -34,7 +34,7 @@ TOOLS = (
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
 # KERNELS=6.1 runs on that one only, so that make can run both at a time
-KERNELS = tuple(os.environ.get("KERNELS", "").split()) or debian.SERIES
+KERNELS = tuple(os.environ.get("KERNELS", "").split()) or debian.known()
 
 # Words of a kernel that is no longer well. A WARNING of livepatch's own force is expected and named by its test.
 SICK = ("BUG:", "Oops", "general protection", "soft lockup", "Kernel panic", "Call Trace")
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
     # one kernel after the other: each is booted once
     mine = [item for item in items if hasattr(item, "callspec") and "saved" in item.callspec.params]
     order = {id(item): number for number, item in enumerate(mine)}
-    rank = sorted(mine, key=lambda item: (debian.SERIES.index(item.callspec.params["saved"]), order[id(item)]))
+    rank = sorted(mine, key=lambda item: (KERNELS.index(item.callspec.params["saved"]), order[id(item)]))
     replacement = iter(rank)
     items[:] = [next(replacement) if id(item) in order else item for item in items]
     if len(mine) == len(items) and missing_tools():

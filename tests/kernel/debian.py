@@ -3,10 +3,13 @@ Debian's own kernels for the tests: fetched by apt, unpacked, never installed.
 
 Nothing here touches the host's /boot: the packages are downloaded and unpacked into the cache, the tests' modules are
 built against the headers, and what remains is a kernel, an initramfs and the list of what is in it.
+
+``python3 -m tests.kernel.debian`` prints the series that apt has a kernel of: 6.1 and 6.12 on bookworm, 6.12 on trixie.
 """
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import pathlib
@@ -19,8 +22,8 @@ from typing import NamedTuple
 HERE = pathlib.Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / ".cache" / "kernel"
 
-META_PACKAGES = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
-SERIES = tuple(META_PACKAGES)
+# apt-cache takes it: the one that means another series in each suite, and those that were added to a suite later
+META_PACKAGES = "^linux-image-([0-9.]+-)?cloud-amd64$"
 MODULES = ("klpt_target", "klpt_core", "klpt_sleepy", "livepatch_1_1_1", "livepatch_2_1_1", "klpt_broken")
 DRIVERS = ("virtio_pci", "virtio_blk")
 
@@ -70,15 +73,31 @@ def run(*command, timeout, **options):
 
 
 def dependencies(package):
+    """Of a package, or of all that match a regular expression."""
     return re.findall(r"^ [ |]Depends: (\S+)$", run("apt-cache", "depends", package, timeout=60), re.MULTILINE)
 
 
+@functools.cache
+def images():
+    """The image of each series that apt's meta-packages mean today: ``{"6.1": "linux-image-6.1.0-56-cloud-amd64"}``."""
+    try:
+        names = dependencies(META_PACKAGES)
+    except RuntimeError as err:
+        raise RuntimeError("apt knows no kernel: run apt-get update, with Debian's suites for amd64") from err
+    found = {re.match(r"linux-image-(\d+\.\d+)", name).group(1): name for name in names}
+    return dict(sorted(found.items(), key=lambda each: [int(number) for number in each[0].split(".")]))
+
+
+def known():
+    """The series to test; one that cannot be where there is no apt, for which the tests say what is missing."""
+    return tuple(images()) if shutil.which("apt-cache") else ("unknown",)
+
+
 def resolve(series):
-    """The image that the meta-package of a series means today, and what its headers are made of."""
-    meta = META_PACKAGES[series]
-    image = next((name for name in dependencies(meta) if name.startswith("linux-image-")), None)
+    """The image of a series, and the packages that it and its headers are made of."""
+    image = images().get(series)
     if image is None:
-        raise RuntimeError(f"apt knows no kernel behind {meta}: run apt-get update, with Debian 12's suites")
+        raise RuntimeError(f"apt knows no kernel {series}, only: {', '.join(images())}")
     headers = image.replace("linux-image-", "linux-headers-", 1)
     parts = [name for name in dependencies(headers) if re.match(r"linux-(headers-.*-common|kbuild-)", name)]
     return image, [image, headers, *parts]
@@ -183,6 +202,8 @@ def _prepare(series, say):
         say(f"{release}: unpacking, building {len(MODULES)} modules")
         for deb in debs:
             run("dpkg-deb", "-x", deb, scratch / "tree", timeout=120)
+        if not (scratch / "tree/lib").exists():  # since trixie the packages have /usr/lib/modules
+            (scratch / "tree/lib").symlink_to("usr/lib")
         build_modules(scratch / "tree", release, scratch / "modules")
         done = scratch / "done"
         done.mkdir()
@@ -192,3 +213,7 @@ def _prepare(series, say):
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return kernel
+
+
+if __name__ == "__main__":
+    print(*known())

@@ -166,5 +166,5 @@ def record(series, say=print):
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or debian.SERIES:
+    for each in sys.argv[1:] or debian.known():
         record(each)

@@ -33,7 +33,7 @@ def test_a_kernel_without_patches_is_ready(guest):
     assert guest.call("kgraft.patches") == {}
     assert guest.call("kgraft.in_progress") is False
     assert guest.call("kgraft.blocking") == {"state": "ready", "tasks": [], "count": 0, "unread": 0, "complete": True}
-    assert guest.call("kgraft.summary") == "ready no patch"
+    assert guest.call("kgraft.summary") == "ready no live patch"
     assert guest.call("kgraft.wait", timeout=5) < 1
 
 
@@ -43,7 +43,7 @@ def test_before_during_and_after_a_transition(guest):
 
     guest.insert(FIRST)
 
-    cumulative = guest.value(f"{FIRST}/replace") == "1" if guest.kernel.series == "6.12" else None
+    cumulative = guest.value(f"{FIRST}/replace") == "1" if guest.kernel.series != "6.1" else None
     assert guest.call("kgraft.patches") == {
         FIRST: {"state": "applying", "version": "1-1.1", "refs": None, "cumulative": cumulative}
     }
@@ -412,7 +412,7 @@ def test_pid_1_is_moved_by_tracing_and_never_by_signals(guest):
 @pytest.mark.parametrize("method", ["trace", "signals"])
 def test_epoll_is_interrupted_by_a_poke_as_the_manual_says(guest, method):
     pid = guest.python(EPOLL)
-    guest.until(f"grep -q ep_poll /proc/{pid}/stack", 10)
+    guest.until(f"grep -q epoll /proc/{pid}/stack", 10)
 
     assert guest.poker(method, pid) == "moved"
 
@@ -438,7 +438,7 @@ def test_what_cannot_be_moved_is_left_as_it_was(guest):
     assert guest.poker("trace", stopped) == "stopped"
     assert guest.poker("trace", thread) == "EPERM"
 
-    letters = guest.sh(f"grep -h State: /proc/{killable}/status /proc/{stopped}/status").split()[1::3]
+    letters = [guest.sh(f"grep State: /proc/{pid}/status").split()[1] for pid in (killable, stopped)]
     assert letters == ["D", "T"]
     guest.wake()
     guest.until(f"grep -qx orig {guest.wrote[killable]}", 10)

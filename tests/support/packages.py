@@ -317,6 +317,8 @@ class SuseRoot:
     def __init__(self, root, *repositories):
         self.root = pathlib.Path(root)
         shutil.copytree(_bare_machine() / "root", self.root, symlinks=True, dirs_exist_ok=True)
+        # a newer zypper would mount the machine's /proc over the root's while it installs, but where this is
+        (self.root / "proc/self").mkdir(parents=True, exist_ok=True)
         self._ended = threading.Event()
         self._insmod = None
         for repository in repositories:

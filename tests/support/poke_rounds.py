@@ -18,16 +18,18 @@ HELD = {
     "trace": "        # Where it is not our stop",
     "signals": "            # A SIGCONT cancels a stop",
 }
+# Who pokes, by number: getppid() of an orphan is process 1, which may take a SIGINT for a wish to reboot.
+WHO = "int(sys.argv[2])"
 TRAPS = {
     "none": "pass",
-    "SIGKILL of who pokes": "os.kill(os.getppid(), signal.SIGKILL)",
-    "SIGINT of who pokes": "os.kill(os.getppid(), signal.SIGINT)",
-    "SIGTERM of who pokes": "os.kill(os.getppid(), signal.SIGTERM)",
-    "SIGSTOP of who pokes": "os.kill(os.getppid(), signal.SIGSTOP)",
+    "SIGKILL of who pokes": f"os.kill({WHO}, signal.SIGKILL)",
+    "SIGINT of who pokes": f"os.kill({WHO}, signal.SIGINT)",
+    "SIGTERM of who pokes": f"os.kill({WHO}, signal.SIGTERM)",
+    "SIGSTOP of who pokes": f"os.kill({WHO}, signal.SIGSTOP)",
     "SIGKILL of the process that pokes": "os.kill(os.getpid(), signal.SIGKILL)",
-    "SIGKILL of a process group": "os.killpg(os.getpgid(os.getppid()), signal.SIGKILL)",
-    "a terminal that goes away": "[os.killpg(os.getpgid(os.getppid()), number) for number in (1, 2, 20, 15)]",
-    "a service that stops": "[os.kill(one, n) for n in (1, 2, 3, 15) for one in (os.getpid(), os.getppid())]",
+    "SIGKILL of a process group": f"os.killpg(os.getpgid({WHO}), signal.SIGKILL)",
+    "a terminal that goes away": f"[os.killpg(group, n) for group in [os.getpgid({WHO})] for n in (1, 2, 20, 15)]",
+    "a service that stops": f"[os.kill(one, n) for one in (os.getpid(), {WHO}) for n in (1, 2, 3, 15)]",
 }
 
 

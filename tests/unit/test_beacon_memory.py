@@ -284,7 +284,7 @@ def test_a_memory_that_breaks_later_is_kept_aside_then(kernel, minion, content, 
 def test_a_memory_of_another_format_in_a_process_that_got_a_new_beacon_is_kept_aside(kernel, minion):
     kernel.start("kgraft-patch-2-2_1")
     minion.look()
-    minion.module.FORMAT = minion.module.EMPTY["format"] = 2
+    minion.module.FORMAT = 2
 
     assert tags(minion.look()) == ["started", "error"]
     assert minion.look() == []

@@ -165,3 +165,8 @@ def test_every_event_of_the_manual_is_one_that_the_beacon_sends():
     for page in PAGES:
         told = set(re.findall(r"salt/beacon/[^/\s]+/kgraft/([a-z]\w*)", page.read_text("utf-8")))
         assert told <= EVENTS, page.name
+
+
+def test_the_manual_shows_no_copyright_of_nobody():
+    conf = (REPO / "docs" / "conf.py").read_text("utf-8")
+    assert re.search("^copyright = .", conf, re.MULTILINE) or "\nhtml_show_copyright = False\n" in conf

@@ -40,7 +40,7 @@ def test_the_root_is_read_from_the_minions_configuration_only(kernel, load):
     assert kgraft.in_progress() is True
 
 
-@pytest.mark.parametrize("root", ["relative/path", 5, ["/"]])
+@pytest.mark.parametrize("root", ["relative/path", 5, ["/"], "", None, False])
 def test_a_root_that_is_no_absolute_path_is_refused(load, root):
     with pytest.raises(CommandExecutionError, match="kgraft.root must be an absolute path"):
         load("_modules/kgraft.py", __opts__={"kgraft.root": root}).status()
@@ -133,6 +133,9 @@ def test_a_look_that_fails_while_waiting_is_no_time_out(moving, clock):
             r"pids='731,x': must be a process id, a list of them, or a string such as '731,740'",
         ),
         (lambda k: k.poke(pids=[731, -1]), r"pids=-1: must be"),
+        (lambda k: k.poke(pids="\N{ARABIC-INDIC DIGIT THREE}"), r"pids='.': must be"),
+        (lambda k: k.poke(pids="731\n,"), r"pids='731.n,': must be"),
+        (lambda k: k.poke(method="ptrace"), r"method='ptrace': must be trace or signals"),
         (lambda k: k.poke(pids={"a": 1}), r"pids=\{'a': 1\}: must be"),
         (
             lambda k: k.poke(protect="hdb*"),

@@ -294,3 +294,11 @@ def test_no_file_that_forces_reverts_or_proves_nothing_is_ever_read(make_kernel,
 def test_every_generation_here_is_one_that_the_writer_knows(tmp_path):
     with pytest.raises(ValueError, match="abi"):
         Kernel(tmp_path, "unknown")
+
+
+def test_a_sys_that_is_no_kernels_is_not_without_live_patching(make_kernel, kgraft_on):
+    kernel = make_kernel(None)
+    shutil.rmtree(kernel.root / "sys/module")  # as of a container with a tmpfs there
+    for call in ("summary", "abi", "status", "patches"):
+        with pytest.raises(CommandExecutionError, match=f"{kernel.root}/sys is not that of a kernel"):
+            getattr(kgraft_on(kernel), call)()

@@ -23,7 +23,7 @@ GENERATIONS = [
 def test_each_generation_of_kgraft_goes_through_a_patch_life(make_kernel, kgraft_on, generation):
     kernel = make_kernel(**generation)
     kgraft = kgraft_on(kernel)
-    assert kgraft.summary() == "ready no patch"
+    assert kgraft.summary() == "ready no live patch"
     kernel.start(PATCH)
     kernel.task(731, "nfsd", blocking=True)
     assert kgraft.summary() == f"in_progress {MODULE} apply 1 blocking: nfsd(731) user"
@@ -34,7 +34,7 @@ def test_each_generation_of_kgraft_goes_through_a_patch_life(make_kernel, kgraft
     assert kgraft.status()["active"] == []
     kernel.finish()
     assert kgraft.patches()[MODULE]["state"] == "inactive"
-    assert kgraft.summary() == "ready no patch"
+    assert kgraft.summary() == "ready no live patch"
 
 
 def test_plain_files_beside_patch_directories_are_no_patches(kernel, kgraft):
@@ -89,7 +89,7 @@ def test_state_is_read_by_its_heading(kernel, kgraft, heading, line, function):
         ([2], False, "applied"),
         ([2, 5], False, "applied"),
         ([5], False, "applied"),  # the kernel holds it ready for its module
-        ([5], True, "applying"),  # may be the one that moves: not taken for applied
+        ([5], True, None),  # may be the one that moves: the kernel does not tell
         ([3], True, "reverting"),
         ([3, 5], True, "reverting"),
         ([4], False, "inactive"),
@@ -140,7 +140,7 @@ def test_in_progress_without_a_function_that_moves_has_no_direction(kernel, kgra
     kernel.patch(PATCH, functions=[("nfs", "fn", 0, 5)])
     kernel.in_progress(True)
     assert kgraft.status()["state"] == "in_progress"
-    assert kgraft.status()["direction"] == "apply"
+    assert kgraft.status()["direction"] is None
     kernel.patch(PATCH, functions=[("nfs", "fn", 0, 0)])
     assert kgraft.status()["state"] == "in_progress"
     assert kgraft.status()["direction"] is None
@@ -203,3 +203,64 @@ def test_stacked_patches_are_listed_oldest_first(kernel, kgraft):
     kernel.start("kgraft-patch-2-1", replace_all=False)
     assert kgraft.status()["active"] == ["kgraft_patch_9_1", "kgraft_patch_10_1", "kgraft_patch_2_1"]
     assert kgraft.patches()["kgraft_patch_9_1"]["refs"] == 2
+
+
+# A transition is known by its moving patches and its direction
+
+OLD, NEW = "kgraft_patch_1_1", "kgraft_patch_2_2_1"
+
+
+@pytest.fixture
+def two(kernel):
+    """``two(old, new, running, cumulative)``: two patches by the states of their functions, the older one first."""
+
+    def show(old, new, running=True, cumulative=True):
+        for name, states, over in (("kgraft-patch-1-1", old, True), (PATCH, new, cumulative)):
+            functions = [("vmlinux", f"fn{n}", 0, number) for n, number in enumerate(states)]
+            state = "inactive" if set(states) <= {4} else "applied"
+            kernel.patch(name, state, functions=functions, replace_all=over)
+        kernel.in_progress(running)
+
+    return show
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "direction", "states"),
+    [
+        # recorded: the new one drops a function of the old one, which shows 3 for it
+        ([2, 3], [1], "apply", ["applied", "applying"]),
+        ([3], [1], "apply", ["applied", "applying"]),
+        ([3, 5], [1, 5], "apply", ["applied", "applying"]),
+        # at the end the new functions are there a moment before the old ones are gone
+        ([2, 3], [2], "apply", ["applied", "applying"]),
+        ([3], [2], "apply", ["applied", "applying"]),
+        # all functions of the new one wait for modules
+        ([2, 3], [5], "apply", ["applied", "applying"]),
+        ([3], [5, 5], "apply", ["applied", "applying"]),
+        # what is not cumulative replaces nobody
+        ([2], [3], "revert", ["applied", "reverting"]),
+        ([4], [3], "revert", ["inactive", "reverting"]),
+        ([4], [2, 3], "revert", ["inactive", "reverting"]),
+    ],
+)
+def test_who_is_being_replaced_is_not_being_reverted(kgraft, two, old, new, direction, states):
+    two(old, new)
+    assert kgraft.status()["direction"] == direction
+    assert [kgraft.patches()[name]["state"] for name in (OLD, NEW)] == states
+    moving = [name for name, state in zip((OLD, NEW), states, strict=True) if state in ("applying", "reverting")]
+    assert kgraft.summary() == f"in_progress {' '.join(moving)} {direction} 0 blocking"
+
+
+def test_a_stacked_patch_that_is_reverted_replaces_nobody(kgraft, two):
+    two([3], [2], cumulative=False)
+    assert kgraft.status()["direction"] == "revert"
+
+
+def test_where_all_functions_wait_the_kernel_does_not_tell_which_way_it_goes(kernel, kgraft):
+    kernel.patch(PATCH, functions=[("nfs", "fn", 0, 5)])
+    assert kgraft.patches()[MODULE]["state"] == "applied"
+    kernel.in_progress(True)
+    seen = kgraft.status()
+    assert (seen["state"], seen["direction"], seen["active"]) == ("in_progress", None, [MODULE])
+    assert kgraft.patches()[MODULE]["state"] is None
+    assert kgraft.summary() == "in_progress unknown unknown 0 blocking"

@@ -9,7 +9,7 @@ LIVEPATCH = "livepatch_9_2_1"
 def test_each_generation_of_livepatch_goes_through_a_patch_life(make_kernel, kgraft_on, generation):
     kernel = make_kernel("livepatch", **generation)
     kgraft = kgraft_on(kernel)
-    assert kgraft.summary() == "ready no patch"
+    assert kgraft.summary() == "ready no live patch"
     kernel.start(LIVEPATCH)
     kernel.task(731, "nfsd", blocking=True)
     assert kgraft.summary() == f"in_progress {LIVEPATCH} apply 1 blocking: nfsd(731) user"
@@ -88,3 +88,14 @@ def test_a_livepatch_that_does_not_say_what_is_patched_has_no_function_states(ma
     seen = kgraft_on(kernel).patches(functions=True)[LIVEPATCH]
     assert seen["cumulative"] is None
     assert [function["state"] for function in seen["functions"]] == [None]
+
+
+@pytest.mark.parametrize("stack_order", [True, False])
+def test_the_kernels_own_order_of_patches_goes_before_that_of_its_modules(make_kernel, kgraft_on, stack_order):
+    kernel = make_kernel("livepatch", stack_order=stack_order)
+    for name in ("livepatch_9_1", "livepatch_2_1", "livepatch_5_1"):
+        kernel.patch(name, replace_all=False)
+    loaded = ["livepatch_9_1", "livepatch_2_1", "livepatch_5_1"]
+    assert kgraft_on(kernel).status()["active"] == loaded
+    kernel.write("proc/modules", "".join(f"{name} 16384 1 - Live 0x0\n" for name in sorted(loaded)))
+    assert (kgraft_on(kernel).status()["active"] == loaded) is stack_order

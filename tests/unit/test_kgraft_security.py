@@ -106,8 +106,14 @@ def test_an_update_that_is_not_needed_leaves_nothing_open(bind):
         '<update name="SUSE-{0}" status="{0}"><issue-list><issue type="cve" id="CVE-2026-{1}"/></issue-list></update>'
     )
     answer = "<stream>{}{}</stream>".format(update.format("needed", "0001"), update.format("applied", "0002"))
-    zypper = {"retcode": 0, "stdout": answer, "stderr": ""}
+    answers = {
+        "zypper": {"retcode": 0, "stdout": answer, "stderr": ""},
+        "rpm": {"retcode": 1, "stdout": "package kgraft-patch is not installed", "stderr": ""},
+    }
     status = {"abi": None, "kernelrelease": KERNEL}
-    kgraft_security = bind(**{"cmd.run_all": lambda command, **_: zypper, "kgraft.status": lambda: status})
+    kgraft_security = bind(**{"cmd.run_all": lambda command, **_: answers[command[0]], "kgraft.status": lambda: status})
 
-    assert kgraft_security._open() == {"CVE-2026-0001": "open: SUSE-needed"}
+    assert kgraft_security.cves("CVE-2026-0001", "CVE-2026-0002") == {
+        "CVE-2026-0001": "open: SUSE-needed",
+        "CVE-2026-0002": "unknown",
+    }

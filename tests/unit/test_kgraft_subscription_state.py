@@ -50,7 +50,7 @@ CHANGES = {PRODUCT: {"old": "Not Registered", "new": "Registered"}}
 
 def test_what_is_not_registered_is_registered(run, register):
     assert run(code_from="pillar:a", url="https://rmt", timeout=5) == (True, CHANGES, f"{PRODUCT} was registered")
-    register.assert_called_once_with(code_from="pillar:a", product=PRODUCT, url="https://rmt", timeout=5)
+    register.assert_called_once_with(code_from="pillar:a", product=PRODUCT, url="https://rmt", timeout=5, test=False)
 
 
 @pytest.mark.parametrize("test", [True, False])

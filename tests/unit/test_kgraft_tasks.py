@@ -24,7 +24,7 @@ def test_no_process_is_looked_at_when_ready(kernel, kgraft, monkeypatch):
     monkeypatch.setattr(os, "listdir", lambda path: pytest.fail(f"{path} was listed"))
     assert kgraft.blocking() == READY
     assert kgraft.in_progress(731) is False
-    assert kgraft.summary() == "ready no patch"
+    assert kgraft.summary() == "ready no live patch"
 
 
 def test_a_blocking_process_is_told_with_all_that_helps(moving):
@@ -208,22 +208,60 @@ def test_behind_a_zombie_leader_the_living_flagged_thread_makes_the_kind(moving)
     assert (task["kind"], task["tids"]) == ("user", [731, 732])
 
 
-def test_a_name_may_hold_anything(moving):
+HOSTILE = [
+    (b"a) R 1 (b", "a) R 1 (b"),
+    (b"\xff\xfe caf\xe9", "\\xff\\xfe caf\\xe9"),
+    (b"x\rTracerPid:\t9", "x\\rTracerPid:\\t9"),
+    (b"x\ndb2: ready", "x\\ndb2: ready"),
+    (b"\x1b[2J\x00\x7f", "\\x1b[2J\\x00\\x7f"),
+    ("a\x85b\u2028c".encode(), "a\\x85b\\u2028c"),
+    ("\u202ekcatta".encode(), "\\u202ekcatta"),
+    ("größe".encode(), "größe"),
+]
+
+
+@pytest.mark.parametrize(("raw", "told"), HOSTILE)
+def test_a_name_may_hold_anything_and_one_line_stays_one_line(moving, raw, told):
     kernel, kgraft = moving
-    kernel.task(731, "a) R 1 (b", blocking=True)
-    kernel.task(732, b"\xff\xfe caf\xe9", blocking=True)
-    kernel.task(733, "x\rTracerPid:\t9", blocking=True)
+    kernel.task(731, raw, blocking=True)
     held = kgraft.blocking()
-    assert [task["name"] for task in held["tasks"]] == ["a) R 1 (b", "\\xff\\xfe caf\\xe9", "x\rTracerPid:\t9"]
-    assert {task["kind"] for task in held["tasks"]} == {"user"}
+    assert [(task["name"], task["kind"]) for task in held["tasks"]] == [(told, "user")]
+    assert kgraft.summary().endswith(f"1 blocking: {told}(731) user")
     json.dumps(held).encode("utf-8")
 
 
-def test_a_name_that_the_kernel_cut_is_completed_from_its_own_command(moving):
+def test_whatever_bytes_of_users_leave_are_one_line_each(moving):
     kernel, kgraft = moving
-    kernel.task(731, "hdbcompileserver", blocking=True, cmdline=["/usr/sap/hdbcompileserver", "-port"])
-    kernel.task(732, "some_other_name_cut", blocking=True, cmdline=["/usr/bin/python3"])
-    assert [task["name"] for task in kgraft.blocking()["tasks"]] == ["hdbcompileserver", "some_other_name"]
+    kernel.task(
+        731,
+        "job",
+        blocking=True,
+        unit="/user.slice/a\x1b[2J.service",
+        cmdline=["job", "two\nlines", "\x1b]0;title\x07"],
+        stack="[<0>] one+0x1\n[<0>] two\x1b[2J+0x2\n",
+    )
+    (task,) = kgraft.blocking(cmdline=True, stacks=True)["tasks"]
+    assert task["unit"] == "a\\x1b[2J.service"
+    assert task["cmdline"] == ["job", "two\\nlines", "\\x1b]0;title\\x07"]
+    assert task["stack"] == {"731": ["[<0>] one+0x1", "[<0>] two\\x1b[2J+0x2"]}
+
+
+@pytest.mark.parametrize(
+    ("exe", "name"),
+    [
+        ("/usr/sap/hdbcompileserver", "hdbcompileserver"),
+        ("/usr/sap/hdbcompileserver (deleted)", "hdbcompileserver"),
+        ("/usr/sap/hdbcompileserve", "hdbcompileserve"),
+        ("/usr/bin/python3", "hdbcompileserve"),
+        (None, "hdbcompileserve"),
+    ],
+)
+def test_a_name_that_the_kernel_cut_is_completed_from_its_executable_only(moving, exe, name):
+    kernel, kgraft = moving
+    secret = "hdbcompileserver --password=secret " + "x" * 100_000
+    kernel.task(731, "hdbcompileserver", blocking=True, exe=exe, cmdline=[secret])
+    assert kgraft.blocking()["tasks"][0]["name"] == name
+    assert "secret" not in str(kgraft.blocking()) + kgraft.summary() + str(kgraft.poke(test=True))
 
 
 def test_the_user_is_the_effective_one(moving):
@@ -361,10 +399,17 @@ def test_a_proc_of_odd_things_is_unread_and_no_traceback(moving):
             kgraft.in_progress(pid)
 
 
-def test_the_command_line_of_an_uninterruptible_sleeper_is_not_read(moving):
-    # who holds its memory's lock would hold the reader, too
+def test_a_command_line_that_nobody_asked_for_is_not_read(moving, monkeypatch):
+    # it lies in the process's memory: who holds its lock would hold the reader, too
     kernel, kgraft = moving
     kernel.task(731, "a_name_of_15_bytes", blocking=True, letter="D", cmdline=["a_name_of_15_bytes"])
+    real_open = os.open
+
+    def refuse(path, *rest, **named):
+        assert not os.fsdecode(path).endswith("/cmdline")
+        return real_open(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
     assert kgraft.blocking()["tasks"][0]["name"] == "a_name_of_15_by"
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+import salt.payload
 from salt.exceptions import CommandExecutionError
 
 
@@ -219,7 +220,73 @@ def test_a_proc_that_cannot_be_listed_is_a_failed_look(moving, monkeypatch):
         kgraft.blocking()
 
 
-def test_in_progress_of_a_process_that_does_not_exist_is_an_error(moving):
+@pytest.mark.parametrize("over", [False, True])
+def test_in_progress_of_a_process_that_does_not_exist_is_an_error(moving, over):
     kernel, kgraft = moving
+    if over:
+        kernel.finish()
     with pytest.raises(CommandExecutionError, match="There is no process 4711"):
         kgraft.in_progress(4711)
+
+
+@pytest.mark.parametrize("name", ["stat", "status", "task/731/stat", "task/731/status"])
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_flagged_process_whose_details_are_missing_while_it_is_there_is_unread(moving, name, content):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    kernel.task(732, blocking=True)
+    if content is None:
+        os.unlink(kernel.root / "proc/731" / name)
+    else:
+        kernel.write(f"proc/731/{name}", content)
+    held = kgraft.blocking()
+    assert ([task["pid"] for task in held["tasks"]], held["count"], held["unread"], held["complete"]) == (
+        [732],
+        2,
+        1,
+        False,
+    )
+
+
+@pytest.mark.parametrize("abi", ["kgraft", "livepatch"])
+def test_a_walk_across_two_transitions_is_taken_again(make_kernel, kgraft_on, monkeypatch, abi):
+    kernel = make_kernel(abi)
+    first, second = ("kgraft-patch-1-1", "kgraft-patch-2-1") if abi == "kgraft" else ("livepatch_1_1", "livepatch_2_1")
+    kernel.start(first)
+    for pid in range(700, 710):
+        kernel.task(pid, blocking=True)
+    kgraft, listdir, done = kgraft_on(kernel), os.listdir, []
+
+    def the_next_one_begins(path):
+        names = listdir(path)
+        if not done and os.fsdecode(path).endswith("/proc/"):
+            done.append(path)
+            kernel.finish()
+            kernel.start(second)
+            for pid in range(700, 760):
+                kernel.task(pid, blocking=True)
+        return names
+
+    monkeypatch.setattr(os, "listdir", the_next_one_begins)
+    held = kgraft.blocking()
+    assert (held["count"], held["complete"]) == (60, True)
+
+
+@pytest.mark.parametrize("path", ["proc/99999999999999999999", "proc/731/task/99999999999999999999"])
+def test_a_number_that_no_task_can_have_is_unread_and_breaks_no_serializer(moving, path):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True)
+    shutil.copytree(kernel.root / "proc/731/task/731", kernel.root / path)
+    if path.count("/") == 1:
+        shutil.copytree(kernel.root / "proc/731/task", kernel.root / path / "task")
+    held = kgraft.blocking()
+    assert (held["unread"], held["complete"]) == (1, False)
+    salt.payload.dumps(held)
+
+
+def test_a_start_time_beyond_64_bits_is_unread_and_breaks_no_serializer(moving):
+    kernel, kgraft = moving
+    kernel.task(731, blocking=True, start_time=2**70)
+    held = kgraft.blocking()
+    assert (held["count"], held["unread"], held["complete"]) == (1, 1, False)
+    salt.payload.dumps(held)

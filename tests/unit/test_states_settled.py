@@ -191,9 +191,37 @@ def test_nobody_is_poked_unless_asked(states, kernel, clock, poke):
     kernel.start("kgraft-patch-2-2_1")
     kernel.task(705, "sleep", blocking=True)
 
-    states.settled("x", timeout=200)
+    late = states.settled("x", timeout=200)
 
-    poke.assert_not_called()
+    assert all(call.kwargs["test"] is True for call in poke.call_args_list)
+    assert "poked" not in late["changes"]
+
+
+@pytest.mark.parametrize("poke_after", [None, 5])
+def test_who_is_left_by_any_poke_is_told_so_and_nothing_says_to_poke(states, kernel, clock, poke, poke_after):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(705, "corosync", blocking=True)
+    kernel.task(706, "nfsd", blocking=True, kthread=True)
+
+    late = states.settled("x", timeout=50, poke_after=poke_after)
+
+    assert "- process: corosync (705): a poke leaves it: protected by name:corosync*." in late["comment"]
+    assert "- kernel thread: nfsd (706): no signal moves it" in late["comment"]
+    assert "run kgraft.poke" not in late["comment"]
+
+
+def test_a_poke_that_fails_is_a_note_and_the_wait_goes_on(states, kernel, clock, poke):
+    poke.side_effect = CommandExecutionError("Cannot start the process that pokes: No such file or directory")
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(705, "sleep", blocking=True)
+
+    late = states.settled("x", timeout=50, poke_after=5)
+    assert late["result"] is False
+    assert late["comment"].count("A poke failed: Cannot start the process that pokes: No such file or directory") == 1
+    assert "sleep (705)" in late["comment"]
+
+    clock.at(30, kernel.finish)
+    assert states.settled("x", timeout=50, poke_after=5)["result"] is True
 
 
 def test_sleepers_are_poked_when_it_is_time_and_again(states, kernel, clock, poke):

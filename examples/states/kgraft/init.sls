@@ -4,7 +4,7 @@
 
 live patches are offered:
   kgraft.activated:
-    - register: {{ kgraft.get("register", False) }}
+    - register: {{ kgraft.get("register", False) | json }}
     # a reference, never the code itself
     - code_from: {{ kgraft.get("code_from") | json }}
     # in a mixed fleet: not on kernels without live patching
@@ -14,7 +14,7 @@ live patches are offered:
 kernel is patched:
   kgraft.applied:
     - version: {{ kgraft.get("version", "latest") | json }}
-    - timeout: {{ kgraft.get("timeout", 300) }}
+    - timeout: {{ kgraft.get("timeout", 300) | json }}
     - poke_after: {{ kgraft.get("poke_after") | json }}
     - protect: {{ kgraft.get("protect") | json }}
     - require:
