@@ -273,10 +273,12 @@ class Livepatch:
 
     def _in_order(self, patches):
         """From 6.14 on the kernel says in which order patches were loaded."""
-        if len(patches) < 2:
-            return patches
-        order = {patch: files.optional(files.number, os.path.join(patch.directory, "stack_order")) for patch in patches}
-        return _by_age(self.root, patches) if None in order.values() else sorted(patches, key=order.get)
+        order = {}
+        for patch in patches if len(patches) > 1 else ():
+            order[patch] = files.optional(files.number, os.path.join(patch.directory, "stack_order"))
+            if order[patch] is None:
+                return _by_age(self.root, patches)
+        return sorted(patches, key=order.get) if order else patches
 
     def _patch(self, directory):
         enabled = files.switch(os.path.join(directory, "enabled"))

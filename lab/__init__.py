@@ -16,6 +16,9 @@ from pathlib import Path
 
 from lab.client import ask
 
+# Salt imports what lies at the root of a directory of modules, such as a checkout: nothing here is for its users.
+__load__ = ()
+
 HERE = Path(__file__).resolve().parent
 
 
