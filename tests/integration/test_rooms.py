@@ -80,6 +80,7 @@ def _failing(source, words):
     return text
 
 
+@pytest.mark.smoke
 def test_a_changed_room_a_new_one_and_its_removal_reach_jobs_and_the_beacon(repo, master, running, sync, heard):
     minion, _ = running
     source = {path.stem: path.read_text() for path in (repo / "_modules").glob("*kgraft*.py")}

@@ -13,7 +13,7 @@ import os, subprocess, time
 program = {program!r}
 process = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=open({output!r}, "wb"), stderr=subprocess.STDOUT,
                            start_new_session=True, user={user!r})
-end = time.monotonic() + {patience}
+end = time.monotonic() + {limit}
 answer = None
 while answer is None:
     if time.monotonic() > end:
@@ -127,7 +127,7 @@ class Guest(Machine):
     def _asleep(self, program, function, user):
         output = f"/run/sleeper{next(self.outputs)}"
         pid, tid = self.python(
-            SLEEPER.format(program=program, output=output, function=function, user=user, patience=20), timeout=60
+            SLEEPER.format(program=program, output=output, function=function, user=user, limit=20), timeout=60
         )
         self.wrote = {**getattr(self, "wrote", {}), pid: output}
         return pid, tid

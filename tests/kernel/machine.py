@@ -194,7 +194,7 @@ class Machine:
 
     def sh(self, command, timeout=COMMAND, check=True, what=None):
         """Run a command in the guest. Unless ``check`` is False, an exit code that is not 0 is an error."""
-        answer = self.ask("shell", timeout=timeout + 10, command=command, patience=timeout)
+        answer = self.ask("shell", timeout=timeout + 10, command=command, limit=timeout)
         output = Answer(base64.b64decode(answer["output"]).decode(errors="replace"))
         output.code = answer["code"]
         if check and output.code:

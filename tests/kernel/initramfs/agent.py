@@ -35,13 +35,13 @@ class Agent:
     def __init__(self):
         self.caller = self.states = self.loop = None
 
-    def shell(self, command, patience):
+    def shell(self, command, limit):
         done = subprocess.run(
             ["sh", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=patience,
+            timeout=limit,
         )
         return {"code": done.returncode, "output": base64.b64encode(done.stdout).decode()}
 
