@@ -17,17 +17,19 @@ from saltfactories.utils import random_string
 
 from lab import Lab, wait_until
 from tests.integration.conftest import MINION
-from tests.support.packages import KERNEL, SuseRoot, minion_options, standard_repository
+from tests.support.packages import KERNEL, SuseRoot, minion_options
+
+pytest_plugins = ["tests.support.package_fixtures"]
 
 STATE = ["state.single", "kgraft.applied", "the kernel", "version=2", "timeout=120", "poke_after=1"]
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
+def lab(tmp_path, live_patches, monkeypatch):
     """A kernel of before April 2015, with packages; its modprobe is on PATH."""
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(Lab(tmp_path / "lab", release=KERNEL, fake_signal=False, period=0.5))
-        suse = stack.enter_context(SuseRoot(lab.root, standard_repository(tmp_path / "live-patching")))
+        suse = stack.enter_context(SuseRoot(lab.root, live_patches))
         suse.insmod_with(lab.environ)
         monkeypatch.setenv("PATH", lab.environ["PATH"])
         monkeypatch.setenv("KGRAFT_LAB", lab.environ["KGRAFT_LAB"])
@@ -112,6 +114,8 @@ def test_on_a_minion_that_keeps_its_master(lab, first_process, master, file_root
             **MINION,
             "kgraft.root": str(lab.root),
             "module_dirs": [str(file_root)],
+            # or its job at the start may be there still
+            "mine_enabled": False,
             **minion_options(),
         },
     )
@@ -133,16 +137,33 @@ def test_on_a_minion_that_keeps_its_master(lab, first_process, master, file_root
         assert cli.run("kgraft.summary", minion_tgt=minion.id).data == "ready kgraft_patch_2_2_1"
 
 
-def test_by_signals_it_would_never_settle(lab, first_process, kgraft_on):
-    kgraft = kgraft_on(lab)
-    for pid in (os.getpid(), os.getppid()):
-        lab.watch(pid)
-    lab.load("kgraft-patch-2-2_1")
-    family = {os.getppid(), first_process.pid}
-    spared = {task["pid"] for task in kgraft.poke(method="signals")["skipped"]}
-    assert family <= spared
-    assert all(kgraft.in_progress(pid) for pid in family)
-    answer = kgraft.poke()
-    assert family <= {task["pid"] for task in answer["poked"]}
-    assert (answer["skipped"], answer["count"]) == ([], 0)
-    assert kgraft.wait(timeout=30) < 30
+WHO_POKES = """
+import json, os, sys
+from lab import wait_until
+from tests.conftest import load_file
+kgraft = load_file("_modules/kgraft.py", __opts__={"kgraft.root": sys.argv[1]})
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+spared = kgraft.poke(method="signals")["skipped"]
+wait_until(lambda: not kgraft.in_progress(os.getpid()), "who runs crosses by itself")
+left, poked = kgraft.blocking()["tasks"], kgraft.poke()
+print(json.dumps([spared, left, poked, kgraft.wait(timeout=120)]), flush=True)
+"""
+
+
+def test_by_signals_it_would_never_settle(lab, first_process, repo, tmp_path):
+    """Who pokes has a parent of its own here: that of the tests may run at any time, and cross by itself."""
+    (tmp_path / "who_pokes.py").write_text(WHO_POKES)
+    line = f"{sys.executable} {tmp_path}/who_pokes.py {lab.root}; true"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(["sh", "-c", line], env={**os.environ, "PYTHONPATH": str(repo)}, **pipes) as shell:
+        family = {shell.pid, first_process.pid}
+        for pid in {int(shell.stdout.readline()), *family}:
+            lab.watch(pid)
+        lab.load("kgraft-patch-2-2_1")
+        out, _ = shell.communicate("\n")
+    spared, left, poked, _ = json.loads(out)
+    assert family <= {task["pid"] for task in spared}
+    assert family <= {task["pid"] for task in left}
+    assert family <= {task["pid"] for task in poked["poked"]}
+    assert (poked["skipped"], poked["count"]) == ([], 0)
