@@ -20,8 +20,6 @@ from lab.client import ask
 __load__ = ()
 
 HERE = Path(__file__).resolve().parent
-# Salt takes each package of a checkout in module_dirs for a module of its own, and offers what this names: nothing.
-__load__ = ()
 
 
 def wait_until(condition, what, timeout=20):
