@@ -494,7 +494,10 @@ def _job(directory, parent):
     words = [word.format(line, directory=directory) for word in PARENTS[parent]]
     shell, terminal = pty.fork()
     if not shell:
-        os.execvpe(words[0], words, environ)
+        try:
+            os.execvpe(words[0], words, environ)
+        finally:
+            os._exit(127)  # a missing program must not leave a second pytest
     threading.Thread(target=_drain, args=(terminal,), daemon=True).start()
     pid = None
     try:
