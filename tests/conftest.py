@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.soak import SOAK
 
-SHARE_A_MINION = ("/test_prompt.py", "/test_readme.py", "/test_states_on_the_bus.py")
+SHARE_A_MASTER = tuple(f"/test_{one}.py" for one in ("prompt", "readme", "states_on_the_bus", "rooms", "it_settles"))
 REPO = pathlib.Path(__file__).resolve().parent.parent
 
 # A slow machine is no failure, and make test searches the same examples each time; make soak searches for new ones
@@ -57,7 +57,7 @@ def pytest_xdist_make_scheduler(config, log):
             path = nodeid.partition("::")[0]
             if not path.startswith("tests/integration/"):
                 return nodeid
-            return "one master and minion" if path.endswith(SHARE_A_MINION) else path
+            return "one master" if path.endswith(SHARE_A_MASTER) else path
 
     return Scheduling(config, log)
 
