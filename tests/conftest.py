@@ -14,6 +14,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 import types
 
@@ -33,6 +34,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("tests")
+
+# Rooms are loaded anew for each test and each example: compile them once, whatever PYTHONDONTWRITEBYTECODE says
+sys.dont_write_bytecode = False
 
 # Salt's daemons log through handlers whose streams pytest has closed by the time they end
 logging.raiseExceptions = False
