@@ -26,8 +26,11 @@ endef
 # it is used between two.
 ROOT := $(if $(filter-out 0,$(shell id -u)),sudo env $$(env | grep -E "^(CI|DETAILS|KERNELS|KGRAFT_SOAK|PYTEST_ADDOPTS|PYTHON[A-Z]*)="))
 
+# where the tests make their hundred thousand small files: in memory, if there is room for half a gigabyte
+TEMP ?= $(shell ! grep -q ' /dev/shm .*noexec' /proc/mounts && [ $$(df --output=avail /dev/shm | tail -n 1) -gt 500000 ] && echo /dev/shm || echo /tmp)
+
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
-pytest = tmp=$$(mktemp -d /tmp/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
+pytest = tmp=$$(mktemp -d $(TEMP)/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
 
 .PHONY: help setup test test-unit test-functional test-integration test-all test-3006 test-kernel soak demo try-fresh bench docs lint format clean
 
@@ -97,6 +100,7 @@ soak: .venv/3008/.test .venv/debian  ## the tests that have rounds, with all of 
 test-kernel: .venv/debian  ## real kernels in virtual machines, those that apt has; `make -j2` runs two at a time
 	+@series=$$($(PYTHON) -m tests.kernel.debian) && $(MAKE) $$(printf 'test-kernel-%s ' $$series)
 
+test-kernel-%: TEMP := /tmp
 test-kernel-%: .venv/3008/.test .venv/debian
 	$(call step,kernel tests on $*,export KERNELS=$*; $(call pytest,3008,tests/kernel))
 
