@@ -34,6 +34,7 @@ MINIONS = ["salt-minion*", "venv-salt-minion*"]  # the second is the Salt Bundle
 HERE = "/"  # the root of this machine's own proc/ and sys/
 AT_A_TIME = 500  # threads in one order to the process that pokes
 NO_PROCESS = "this machine has no process {}"
+CANNOT_TELL = "it cannot be told whether its parent would notice: {}"
 REASONS = {
     "kernel": "a kernel thread crosses at its own safe places only",
     "traced": "it is traced by process {}",
@@ -268,19 +269,19 @@ def _seen_by_others(pid, family):
         parent = tasks.thread(_own(pid)).parent
         # Init asks for the ends of its children only.
         return _notices(parent) if parent > 1 else None
-    except FileNotFoundError:
-        return None  # it is told by its start time
+    except FileNotFoundError as err:
+        # It is the process itself that has ended, which its identity will tell; or its parent, and it has another one now.
+        return None if files.is_gone(_own(pid)) else CANNOT_TELL.format(files.message(err))
     except (OSError, ValueError) as err:
-        return f"it cannot be told whether its parent would notice: {files.message(err)}"
+        return CANNOT_TELL.format(files.message(err))
 
 
 def _notices(parent):
     """How a parent can see that a child stops and goes on."""
     proc = _own(parent)
     who = f"its parent {files.text(tasks.thread(proc).name)}({parent})"
-    status = tasks.status(proc)
     chld = 1 << (signal.SIGCHLD - 1)
-    if any(int(status[mask], 16) & chld for mask in ("SigBlk", "SigCgt")):
+    if any(int(tasks.status(proc, mask), 16) & chld for mask in (b"SigBlk", b"SigCgt")):
         return f"{who} catches or blocks SIGCHLD: it may notice"
     waits = WAITS.get(os.uname().machine, {})
     for tid in files.directories(os.path.join(proc, "task")):
@@ -309,12 +310,12 @@ def _why_not(pid, tid, word):
 
 
 def _no_right(thread):
-    tracer = int(tasks.status(thread)["TracerPid"])
+    tracer = int(tasks.status(thread, b"TracerPid"))
     if tracer:
         return REASONS["traced"].format(tracer)
     if _setting("proc/sys/kernel/yama/ptrace_scope") == "3":
         return "Yama forbids all tracing (kernel.yama.ptrace_scope is 3)"
-    if not int(tasks.status(_own("self"))["CapEff"], 16) >> CAP_SYS_PTRACE & 1:
+    if not int(tasks.status(_own("self"), b"CapEff"), 16) >> CAP_SYS_PTRACE & 1:
         return "no right to trace it: CAP_SYS_PTRACE is missing"
     if _setting("sys/fs/selinux/booleans/deny_ptrace").startswith("1"):
         return "SELinux forbids tracing (deny_ptrace)"
@@ -406,7 +407,8 @@ class Poker:
             process.kill()
             process.wait()
         process.stdout.close()
-        if self.stopped and self.method == "signals":
+        # One that came to its own end has continued whom it stopped.
+        if self.stopped and self.method == "signals" and process.returncode:
             pid, start_time = self.stopped
             with contextlib.suppress(OSError, ValueError):
                 if tasks.thread(_own(pid)).start_time == start_time:

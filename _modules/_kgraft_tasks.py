@@ -262,12 +262,12 @@ def thread(proc, tid=None):
             parent=int(fields[1]),
             kernel=bool(int(fields[6]) & PF_KTHREAD),
             start_time=int(fields[19]),
-            tracer=int(status(directory)["TracerPid"]),
+            tracer=int(status(directory, b"TracerPid")),
         )
         if max(abs(told.tid), abs(told.start_time)) >= 1 << 63:
             raise ValueError(fields)
         return told
-    except (IndexError, KeyError, ValueError) as err:
+    except (IndexError, ValueError) as err:
         raise files.unclear(path, "it is no line of a task") from err
 
 
@@ -288,10 +288,14 @@ def command_line(proc):
         return []
 
 
-def status(directory):
-    """The fields of a task's ``status``, as bytes."""
-    rows = (line.partition(b":") for line in files.read(os.path.join(directory, "status")).split(b"\n"))
-    return {files.text(key): value.strip() for key, _, value in rows}
+def status(directory, name):
+    """One field of a task's ``status``, as bytes."""
+    path = os.path.join(directory, "status")
+    for row in files.read(path).split(b"\n"):
+        key, _, value = row.partition(b":")
+        if key == name:
+            return value.strip()
+    raise files.unclear(path, f"it has no line {files.text(name)}")
 
 
 def _full_name(proc, name):
@@ -308,8 +312,8 @@ def _full_name(proc, name):
 
 def _user(proc):
     try:
-        uid = int(status(proc)["Uid"].split()[1])
-    except (KeyError, IndexError, ValueError) as err:
+        uid = int(status(proc, b"Uid").split()[1])
+    except (IndexError, ValueError) as err:
         raise files.unclear(os.path.join(proc, "status"), "it names no user") from err
     try:
         return files.text(pwd.getpwuid(uid).pw_name)

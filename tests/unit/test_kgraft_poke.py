@@ -476,3 +476,19 @@ def test_init_asks_for_ends_only(own, moving, poke):
     moving.task(731, "daemon", blocking=True, start_time=5)
     own.task(731, "daemon", start_time=5)
     assert [task["pid"] for task in poke(method="signals")["poked"]] == [731]
+
+
+@pytest.mark.parametrize("lost", ["stat", "status", "task", "masks"])
+def test_a_parent_that_cannot_be_looked_at_is_no_leave_to_stop_its_child(own, moving, poke, lost):
+    moving.task(731, "job", blocking=True, start_time=5)
+    own.task(731, "job", start_time=5)
+    own.task(500, "su")
+    stat = own.root / "proc/731/stat"
+    own.write("proc/731/stat", stat.read_text().replace(") S 1 ", ") S 500 "))
+    masks = "" if lost == "masks" else "SigBlk:\t0\nSigCgt:\t0\n"
+    own.write("proc/500/status", (own.root / "proc/500/status").read_text() + masks)
+    gone = own.root / "proc/500" / lost
+    if gone.exists():
+        gone.rename(gone.with_name("away"))
+    (skipped,) = poke(method="signals")["skipped"]
+    assert "cannot be told whether its parent would notice" in skipped["reason"]
