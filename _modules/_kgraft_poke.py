@@ -270,7 +270,7 @@ def _seen_by_others(pid, family):
         # Init asks for the ends of its children only.
         return _notices(parent) if parent > 1 else None
     except FileNotFoundError as err:
-        # It is the process itself that has ended, which its identity will tell; or its parent, and it has another one now.
+        # Either it has ended, which its identity will tell, or its parent has, and it has another one now.
         return None if files.is_gone(_own(pid)) else CANNOT_TELL.format(files.message(err))
     except (OSError, ValueError) as err:
         return CANNOT_TELL.format(files.message(err))
