@@ -1,9 +1,13 @@
 """
-rpm and zypper: how they are asked, what their answers and exit codes mean, their versions, and who holds their locks.
+rpm and zypper: how they are asked, what their answers and exit codes mean; repositories, how old their lists are, locks.
 """
 
+import collections
+import configparser
 import fcntl
+import fnmatch
 import functools
+import glob
 import os
 import re
 import time
@@ -12,17 +16,31 @@ from xml.etree import ElementTree
 
 import salt.utils.files
 import salt.utils.path
-from salt.exceptions import CommandExecutionError, SaltInvocationError
+from salt.exceptions import CommandExecutionError
 
 if typing.TYPE_CHECKING:  # handed in
-    from salt.modules.cmdmod import run_all
     from salt.modules.zypperpkg import version_cmp
+
+    from . import _kgraft_commands as commands
 
     def minion_root():
         """Return the minion's option ``kgraft.root``."""
 
 
 POLL = 0.25
+
+# SUSE's own tests accept these forms of a live patch's name
+LIVE_PATCH = re.compile(r"(?:kgraft-|kernel-live)patch-\d+_\d+_\d+-\d+(?:_stage_\d+|(?:_\d+){1,2})?-[a-z][a-z0-9]*")
+
+CVE = re.compile(r"CVE-\d{4}-\d{4,}", re.IGNORECASE | re.ASCII)
+
+# zypper's exit codes that are answers. 6: no repositories; 100 to 103: no failures; 104: nothing found; 106: something
+# found, a repository left out
+ANSWERS = (0, 6, 100, 101, 102, 103, 104, 106)
+LOCKED = 7
+
+Repository = collections.namedtuple("Repository", "alias name priority")
+Offer = collections.namedtuple("Offer", "package edition repository")
 
 
 def unsupported(os_family):
@@ -52,90 +70,259 @@ def _root_option():
     return ["--root", root()["root"]] if root() else []
 
 
-# ----- versions
-
-
-def checked(version):
-    """Return a version as text. YAML makes a number of 2 and of 2.1, and 2.10 has then become 2.1."""
-    if version is None:
-        return None
-    if isinstance(version, int) and not isinstance(version, bool):
-        version = str(version)
-    if not isinstance(version, str) or not re.fullmatch(r"\d+(-[\w.]+)?", version):
-        raise SaltInvocationError(f"version is {version!r}: quote it, as '2' or '2-2.1'")
-    return version
-
-
-def matches(version, wanted):
-    return wanted in (None, version, version.split("-")[0])
-
-
 def order(version):
-    """Return what sorts versions as rpm does."""
-    return functools.cmp_to_key(version_cmp)(version)
+    """Return what sorts versions as rpm does; None comes first."""
+    return functools.cmp_to_key(lambda one, other: version_cmp(one, other) if one and other else bool(one) - bool(other))(
+        version
+    )
 
 
 # ----- questions
 
 
-def run(command, env=None):
-    return run_all(command, env=env, python_shell=False, ignore_retcode=True, output_loglevel="trace")
+class Packages:
+    """The packages of this machine: all questions together have ``timeout`` seconds, and what was told is kept."""
+
+    def __init__(self, timeout):
+        self.until = commands.deadline(timeout)
+        self._kept = {}
+
+    def _once(self, key, ask):
+        if key not in self._kept:
+            self._kept[key] = ask()
+        return self._kept[key]
+
+    @property
+    def repositories_were_asked(self):
+        return "live patches" in self._kept
+
+    def left(self):
+        """The seconds that are left, at least one."""
+        return max(1.0, self.until - time.monotonic())
+
+    def forget(self):
+        """What was told is no longer so."""
+        self._kept.clear()
+
+    def run(self, *command, env=None):
+        return commands.run(list(command), self.until, env)
+
+    def rpm(self, *arguments):
+        return self.run("rpm", *_root_option(), *arguments)
+
+    def query(self, question, queryformat, *arguments):
+        """
+        Ask rpm; return the lines of its answer, none for "there is none". pkg.list_pkgs and pkg.version say that of
+        every failure, and with a broken database rpm itself does, after an error.
+        """
+        command = self.rpm("-q", "--queryformat", queryformat, *arguments)
+        none = re.search(r"is not installed$|^no package provides", command["stdout"], re.MULTILINE)
+        if re.search(r"^error:", command["stderr"], re.MULTILINE) or (command["retcode"] and not none):
+            raise CommandExecutionError(f"rpm cannot tell {question}: {reason(command)}")
+        return [] if none else command["stdout"].splitlines()
+
+    def installed(self, package):
+        """Return its version and release; the newest, if there are several, None if there is none."""
+
+        def ask():
+            found = self.query(f"whether {package} is installed", "%{VERSION}-%{RELEASE}\n", package)
+            return max(found, key=order, default=None)
+
+        return self._once(("installed", package), ask)
+
+    def ask(self, *arguments):
+        """Ask zypper; return its XML, and ``{repository: why}`` of those that it could not read, by their names."""
+        # As Salt's own pkg does for questions: no lock is taken, none is waited for
+        answer = self._zypper("--no-refresh", *arguments, env={"ZYPP_READONLY_HACK": "1"})
+        tree, errors, unread = _parsed(answer, arguments[0])
+        if answer["retcode"] not in ANSWERS:
+            raise CommandExecutionError("zypper {}: {}".format(arguments[0], "; ".join(errors) or reason(answer)))
+        if answer["retcode"] == 106 and not unread:
+            unread = {"a repository": " ".join(errors) or "zypper left it out"}
+        return tree, unread
+
+    def _zypper(self, *arguments, env=None):
+        return self.run("zypper", "--non-interactive", "--xmlout", *_root_option(), *arguments, env=env)
+
+    def refresh(self):
+        """Read again what has changed in the repositories; return ``{repository: why}`` of those that could not be."""
+        self.forget()
+        while True:
+            self.await_lock()
+            answer = self._zypper("refresh")
+            if answer["retcode"] != LOCKED or time.monotonic() >= self.until:
+                break
+            time.sleep(POLL)
+        _, errors, unread = _parsed(answer, "refresh")
+        if answer["retcode"] not in (0, 6) and not unread:
+            raise CommandExecutionError("zypper refresh: {}".format("; ".join(errors) or reason(answer)))
+        return unread
+
+    # ----- repositories and what they offer
+
+    def repositories(self):
+        """Return the enabled ones, ``{alias: Repository}``."""
+        return self._once("repositories", self._repositories)
+
+    def _repositories(self):
+        found = {}
+        for path in sorted(glob.glob(os.path.join(glob.escape(under("etc/zypp/repos.d")), "*.repo"))):
+            parser = configparser.ConfigParser(interpolation=None, strict=False)
+            try:
+                with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as file:
+                    parser.read_file(file)
+                for alias in parser.sections():
+                    if parser[alias].getboolean("enabled", True):
+                        name = parser[alias].get("name") or alias
+                        found[alias] = Repository(alias, name, parser[alias].getint("priority", 99))
+            except (OSError, ValueError, configparser.Error) as err:
+                raise CommandExecutionError(f"Cannot read the repository file {path}: {brief(str(err))}") from err
+        if any("$" in repository.name for repository in found.values()):
+            # who knows the variables puts them in
+            names = {node.get("alias"): node.get("name") for node in self.ask("repos")[0].iter("repo")}
+            found = {
+                alias: repository._replace(name=names.get(alias, repository.name))
+                for alias, repository in found.items()
+            }
+        return found
+
+    def live_patches(self):
+        """Return the live patches for any kernel that the enabled repositories offer, as a list of ``Offer``, and what
+        could not be read, as in :py:meth:`ask`."""
+        return self._once("live patches", lambda: self._search("kgraft-patch-*", "kernel-livepatch-*"))
+
+    def _search(self, *names):
+        aliases = {}
+        for repository in self.repositories().values():
+            aliases.setdefault(repository.name, []).append(repository)
+        answer, unread = self.ask("search", "-s", "-t", "package", *names)
+        found = []
+        for name in _column(answer, "repository"):
+            called = aliases.get(name, [])
+            for repository in called:
+                # zypper names a repository by its name, which several may have
+                told = answer if len(called) == 1 else self.ask("search", "-s", "-r", repository.alias, *names)[0]
+                found += [
+                    Offer(node.get("name"), node.get("edition"), repository)
+                    for node in told.iter("solvable")
+                    if node.get("repository") == name and node.get("kind") == "package"
+                ]
+        return [offer for offer in found if LIVE_PATCH.fullmatch(offer.package)], unread
+
+    def offered(self, package):
+        """Return the versions of a live patch that there are, the newest first as rpm compares them, without doubles."""
+        return sorted({offer.edition for offer in self.live_patches()[0] if offer.package == package}, key=order, reverse=True)
+
+    def preferred(self, package):
+        """Return the version that zypper itself would take: the newest of the repositories of the highest priority."""
+        offers = [offer for offer in self.live_patches()[0] if offer.package == package]
+        first = min((offer.repository.priority for offer in offers), default=None)
+        return max((offer.edition for offer in offers if offer.repository.priority == first), key=order, default=None)
+
+    def lists(self):
+        """
+        Return ``{alias: when}`` for the repositories whose lists decide which live patch is the newest: those that
+        offer live patches, and those that could not be read. The time is that of the last refresh that found the list
+        new or unchanged, None where it was never read.
+        """
+        offers, unread = self.live_patches()
+        aliases = {offer.repository.alias for offer in offers}
+        aliases |= {one.alias for one in self.repositories().values() if one.name in unread or one.alias in unread}
+        place = _metadata()
+        return {alias: _read_at(os.path.join(place, alias.replace("/", "_"))) for alias in sorted(aliases)}
+
+    # ----- what stands in the way
+
+    def obstacle(self, package, version):
+        """Return why zypper would not install this version, None if it would."""
+        answer = self._zypper(
+            "--no-refresh", "install", "--dry-run", "--oldpackage", "--auto-agree-with-licenses", "--name",
+            f"{package}={version}",
+        )  # fmt: skip
+        if answer["retcode"] in (0, 102, 103, 106, 107):
+            return None
+        tree, errors, _ = _parsed(answer, "install")
+        problems = re.findall(r"Problem: (.*)", "\n".join(node.text or "" for node in tree.iter("description")))
+        locks = self._locks(package)
+        if locks and "remove lock" in answer["stdout"]:
+            rules = " and ".join(f"rule {number} `{name}`" for number, name in locks)
+            ways = ["zypper rl {}".format(" ".join(number for number, _ in locks))]
+            ways += [f"zypper al {_narrower(name)}" for _, name in locks if _narrower(name)]
+            return "{} is locked by {}: {}".format(package, rules, ", then ".join(ways))
+        return "zypper cannot install {} {}: {}".format(package, version, brief("; ".join(problems or errors)) or reason(answer))
+
+    def _locks(self, package):
+        answer, _ = self.ask("locks")
+        found = [(node.get("number"), node.findtext("name") or "") for node in answer.iter("lock")]
+        return [(number, name) for number, name in found if fnmatch.fnmatchcase(package, name)]
+
+    def await_lock(self, rpm=False):
+        """
+        Wait for other package managers to end. ``pkg`` would do so without a limit.
+
+        libzypp's lock is a file with a process id, and free when that process is gone or a zombie; rpm's is a lock on a
+        file, which lies beside its database.
+        """
+        rpm_lock = under(self.rpm("--eval", "%{?_rpmlock_path}")["stdout"].strip().lstrip("/")) if rpm else None
+        while True:
+            holder = _zypp_lock() or (_rpm_lock(rpm_lock) if rpm else None)
+            if holder is None:
+                return
+            if time.monotonic() >= self.until:
+                raise CommandExecutionError(f"The packages are locked by {holder}: gave up waiting")
+            time.sleep(POLL)
 
 
-def rpm(*arguments):
-    return run(["rpm"] + _root_option() + list(arguments))
+def _column(answer, name):
+    return sorted({node.get(name) or "" for node in answer.iter("solvable")})
 
 
-def query(question, queryformat, *arguments):
-    """
-    Ask rpm; return the lines of its answer, none for "there is none". pkg.list_pkgs and pkg.version say that of every
-    failure, and with a broken database rpm itself does, after an error.
-    """
-    command = rpm("-q", "--queryformat", queryformat, *arguments)
-    none = re.search(r"is not installed$|^no package provides", command["stdout"], re.MULTILINE)
-    if re.search(r"^error:", command["stderr"], re.MULTILINE) or (command["retcode"] and not none):
-        raise CommandExecutionError(f"rpm cannot tell {question}: {reason(command)}")
-    return [] if none else command["stdout"].splitlines()
-
-
-def installed(package):
-    found = query(f"whether {package} is installed", "%{VERSION}-%{RELEASE}\n", package)
-    return max(found, key=order, default=None)
-
-
-def ask(*arguments):
-    """Ask zypper; return its XML, and as warnings the repositories that it left out, with the reason."""
-    command = ["zypper", "--non-interactive", "--no-refresh", "--xmlout"] + _root_option()
-    # As Salt's own pkg does for questions: no lock is taken, none is waited for
-    answer = run(command + list(arguments), env={"ZYPP_READONLY_HACK": "1"})
+def _parsed(answer, what):
+    """zypper's XML, the errors that it told, and ``{repository: why}`` of those that it left out."""
     try:
         tree = ElementTree.fromstring(answer["stdout"])
     except ElementTree.ParseError as err:
-        raise CommandExecutionError(f"zypper {arguments[0]}: {reason(answer)}") from err
-    messages = [(node.get("type"), brief(node.text or "")) for node in tree.iter("message")]
-    errors = [text for kind, text in messages if kind == "error"]
-    # 6: no repositories; 100 to 103: no failures; 104: nothing found; 106: something found, a repository left out
-    if answer["retcode"] not in (0, 6, 100, 101, 102, 103, 104, 106):
-        raise CommandExecutionError("zypper {}: {}".format(arguments[0], "; ".join(errors) or reason(answer)))
-    left_out = [text for kind, text in messages if kind == "warning" and text.startswith("Skipping repository")]
-    unread = left_out or answer["retcode"] == 106
-    return tree, [" ".join(left_out + errors[:1])] if unread else []
+        raise CommandExecutionError(f"zypper {what}: {reason(answer)}") from err
+    errors, unread, before = [], {}, []
+    for node in tree.iter("message"):
+        text = brief(node.text or "")
+        skipped = re.match(r"Skipping repository '(.*)' because of the above error", text)
+        if skipped:
+            unread[skipped.group(1)] = " ".join(before) or "zypper left it out"
+            before = []
+        elif node.get("type") in ("error", "warning"):
+            before.append(text.replace(" Please see the above error message for a hint.", ""))
+        if node.get("type") == "error":
+            errors.append(text)
+    return tree, errors, unread
 
 
-def search(*criteria, kind="package"):
-    """Return ``[(name, version, repository)]`` of what the repositories have, and warnings about those not read."""
-    answer, warnings = ask("search", *(("-s",) if kind == "package" else ()) + ("-t", kind) + criteria)
-    return [
-        (node.get("name"), node.get("edition"), node.get("repository"))
-        for node in answer.iter("solvable")
-        if node.get("kind") == kind and node.get("repository") != "(System Packages)"
-    ], warnings
+def _narrower(name):
+    """Instead of a lock with a ``*`` in it: the one that keeps the kernel and lets its live patches come."""
+    return "kernel-default" if name.endswith("*") and fnmatch.fnmatchcase("kernel-default", name) else None
 
 
-def available(package):
-    # pkg.list_repo_pkgs waits for locks without end, and raises alike for "there is none" and for every failure
-    found, warnings = search("--match-exact", package)
-    return sorted({version for _, version, _ in found}, key=order, reverse=True), warnings
+def _metadata():
+    """Where libzypp keeps what it has read of the repositories."""
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        with salt.utils.files.fopen(under("etc/zypp/zypp.conf"), encoding="utf-8", errors="replace") as file:
+            parser.read_file(file)
+    except (OSError, configparser.Error):
+        pass  # then it is where it is by default
+    cache = parser.get("main", "cachedir", fallback="/var/cache/zypp")
+    return under(parser.get("main", "metadatadir", fallback=os.path.join(cache, "raw")).lstrip("/"))
+
+
+def _read_at(place):
+    """A refresh that finds nothing new touches the index (libzypp, RepoManager)."""
+    times = []
+    for index in ("repodata/repomd.xml", "content", "cookie"):
+        try:
+            times.append(os.stat(os.path.join(place, index)).st_mtime)
+        except OSError:
+            continue
+    return max(times, default=None)
 
 
 # ----- what failed, without secrets
@@ -168,24 +355,7 @@ def failed_scripts():
 # ----- locks
 
 
-def await_lock(deadline):
-    """
-    Wait for other package managers to end. ``pkg`` would do so without a limit.
-
-    libzypp's lock is a file with a process id, and free when that process is gone or a zombie; rpm's is a lock on a
-    file, which lies beside its database.
-    """
-    rpm_lock = under(run(["rpm", "--eval", "%{?_rpmlock_path}"])["stdout"].strip().lstrip("/"))
-    while True:
-        holder = lock_holder(rpm_lock)
-        if holder is None:
-            return
-        if time.monotonic() >= deadline:
-            raise CommandExecutionError(f"The packages are locked by {holder}: gave up waiting")
-        time.sleep(POLL)
-
-
-def lock_holder(rpm_lock):
+def _zypp_lock():
     for path in ("run/zypp.pid", "var/run/zypp.pid"):
         try:
             with salt.utils.files.fopen(os.path.join(os.environ.get("ZYPP_LOCKFILE_ROOT") or under(""), path)) as lock:
@@ -196,8 +366,12 @@ def lock_holder(rpm_lock):
             continue
         if program:
             return f"{os.path.basename(program)} ({pid})"
+    return None
+
+
+def _rpm_lock(path):
     try:
-        with salt.utils.files.fopen(rpm_lock, "rb") as lock:
+        with salt.utils.files.fopen(path, "rb") as lock:
             # Shared, so that only one who writes is in the way, and no one who reads
             fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

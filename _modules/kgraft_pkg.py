@@ -10,26 +10,28 @@ fixes for ``kgraft_security``, and the state ``kgraft.applied`` puts them togeth
 
 Everything happens under the minion's option ``kgraft.root``, as in ``kgraft``. Questions ask zypper read-only and are
 answered while another zypper runs; where Salt's ``pkg`` does not tell "there is none" from "I could not find out", rpm
-and zypper are asked directly. Installing goes through ``pkg.install``.
+and zypper are asked directly. Installing goes through ``pkg.install``. What could not be read is part of an answer:
+``unread`` is a list of sentences, one for each repository.
 """
 
+import datetime
+import fnmatch
 import importlib.util
-import logging
 import os
 import re
 import time
 
-import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltInvocationError
-
-log = logging.getLogger(__name__)
 
 __virtualname__ = "kgraft_pkg"
 
 # The forms that SUSE's own tests accept in a package's name, as uname writes them
-_RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)-(\d+)(?:\.stage\.\d+|(?:\.\d+){1,2})?-([a-z][a-z0-9]*)")
-_LIVE_PATCH = re.compile(r"(?:kgraft-|kernel-live)patch-\d+_\d+_\d+-\d+(?:_stage_\d+|(?:_\d+){1,2})?-[a-z][a-z0-9]*")
+_RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)-(\d+)(?:\.stage\.\d+|(?:\.\d+){1,2})?-([a-z0-9]*[a-z][a-z0-9]*)")
 _FLAVOURS = ("default", "rt", "xen")
+
+# Days before the end of a kernel's live patches from which on it is told.
+_WARN_DAYS = 30
+_DAY = 24 * 3600
 
 
 def _room(name, **others):
@@ -42,12 +44,14 @@ def _room(name, **others):
     return room
 
 
+commands = _room("commands")
 zypper = _room(
     "zypper",
-    run_all=lambda command, **options: __salt__["cmd.run_all"](command, **options),
+    commands=commands,
     version_cmp=lambda one, other: __salt__["pkg.version_cmp"](one, other),
     minion_root=lambda: __opts__.get("kgraft.root"),
 )
+versions = _room("versions", order=zypper.order)
 
 
 def __virtual__():
@@ -123,10 +127,10 @@ def installed(kernelrelease=None):
 
         salt '*' kgraft_pkg.installed
     """
-    return zypper.installed(name(kernelrelease))
+    return zypper.Packages(300).installed(name(kernelrelease))
 
 
-def available(kernelrelease=None, refresh=False, lock_timeout=300):
+def available(kernelrelease=None, refresh=False, timeout=300):
     """
     Return the versions of a kernel's live-patch package that the enabled repositories have.
 
@@ -136,13 +140,16 @@ def available(kernelrelease=None, refresh=False, lock_timeout=300):
     refresh
         Refresh the repositories first. Default: ``False``, what zypper knows already
 
-    lock_timeout
-        Seconds to wait for another zypper before a refresh. Default: ``300``
+    timeout
+        Seconds that zypper may take, with the wait for another one before a refresh. Default: ``300``
 
-    Returns a list of versions such as ``['10-2.1', '9-2.2']``, the newest first as rpm compares them; an empty list if
-    no repository has the package. A repository that cannot be read is a warning in the log while others have it.
+    Returns ``{'versions': ['10-2.1', '9-2.2'], 'newest': '10-2.1', 'as_of': '2026-11-23 02:10', 'unread': []}``:
+    ``versions`` the newest first as rpm compares them; ``newest`` that which zypper itself would take, for it goes by
+    the repositories' priorities first, None where there is none; ``as_of`` when the list was last seen to be current,
+    the oldest one where several repositories offer live patches, None where one was never read.
 
-    Raises ``CommandExecutionError`` if zypper fails, or if none has the package and one of them could not be read.
+    Raises ``CommandExecutionError`` if zypper fails or does not end in time; ``SaltInvocationError`` for a ``timeout``
+    that cannot be.
 
     CLI Example:
 
@@ -151,10 +158,188 @@ def available(kernelrelease=None, refresh=False, lock_timeout=300):
         salt '*' kgraft_pkg.available
         salt '*' kgraft_pkg.available refresh=True
     """
-    package = name(kernelrelease)
-    unrefreshed = _refresh(_deadline(lock_timeout)) if refresh else []
-    found, unread = zypper.available(package)
-    return _readable(found, f"has {package}", unrefreshed or unread)
+    package, packages = name(kernelrelease), zypper.Packages(timeout)
+    unread = packages.refresh() if refresh else {}
+    return {
+        "versions": packages.offered(package),
+        "newest": packages.preferred(package),
+        "as_of": _time(min(packages.lists().values(), key=lambda when: when or 0, default=None)),
+        "unread": _unread(unread, packages.live_patches()[1]),
+    }
+
+
+def _unread(*told):
+    found = {repository: why for each in told for repository, why in each.items()}
+    return [f"{repository}: {found[repository]}" for repository in sorted(found)]
+
+
+def _time(when):
+    return when and datetime.datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M")
+
+
+def check(
+    version="latest",
+    cves=None,
+    not_affected=None,
+    allow_downgrade=False,
+    max_metadata_age=_DAY,
+    refresh=False,
+    timeout=300,
+):
+    """
+    Say whether the running kernel has the live patch that is wished for, and if not, what would bring it. Nothing is
+    changed (but by ``refresh``). ``kgraft.applied`` does what this says.
+
+    version
+        ``latest``, what zypper would install; ``previous``, the newest one with a lower number than that; ``'5'``, any
+        release of 5; ``'5-2.1'``, exactly that one; ``'>=5'``, at least 5; or a map ``{kernelrelease: version}``,
+        since live patches are numbered per kernel. Quote it: YAML reads ``2.10`` as 2.1. Default: ``latest``
+
+    cves
+        Instead of a version: a list of CVE numbers that must be fixed. Default: ``None``
+
+    not_affected
+        Kernel releases (as ``uname -r`` says them, ``*`` allowed) that never had these bugs, by your word.
+        Default: ``None``
+
+    allow_downgrade
+        Take an older version than the active or installed one for a way. Default: ``False``
+
+    max_metadata_age
+        Seconds after which the list of a repository is too old to say what is the newest. Default: ``86400``, a day
+
+    refresh
+        Refresh the repositories first. Default: ``False``
+
+    timeout
+        Seconds that zypper and rpm may take. Default: ``300``
+
+    Returns a dict:
+
+    ``verdict``
+        ``good``: the active patch is the one; ``bring``: ``target`` has to be installed or loaded; ``refused``: nothing
+        may be done, for ``reason``
+    ``target``, ``reason``
+        the version to bring, and a sentence; None where there is none
+    ``doubt``
+        a sentence, None if there is no doubt: with it, nothing that is brought makes it good
+    ``running``, ``installed``, ``newest``
+        versions, as ``'9-2.2'``: of the newest active patch, of the package, of the newest that is offered; None where
+        there is none, and for ``newest`` also where no repository had to be asked
+    ``as_of``, ``stale``
+        when the lists that say so were last seen to be current, and the aliases of those that are too old
+    ``package``, ``wish``
+        the package's name, None for a kernel that can have none; what was wished for, as text
+    ``cves``
+        for each CVE what ``kgraft_security.cves`` says; None if none was given
+    ``notes``, ``unread``
+        sentences: what will matter later, and what could not be read
+
+    Raises ``CommandExecutionError`` if the kernel, zypper or rpm cannot be asked; ``SaltInvocationError`` for an
+    argument that cannot be.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_pkg.check
+        salt '*' kgraft_pkg.check '>=9'
+        salt '*' kgraft_pkg.check cves='[CVE-2016-5195]'
+    """
+    _check_arguments(cves, not_affected, version, allow_downgrade=allow_downgrade, refresh=refresh)
+    commands.deadline(max_metadata_age)
+    status = __salt__["kgraft.status"]()
+    kernel = status["kernelrelease"]
+    told = dict.fromkeys(("target", "reason", "doubt", "running", "installed", "newest", "as_of", "package", "cves"))
+    told.update(verdict="refused", wish=", ".join(cves or []), stale=[], notes=[], unread=[])
+    if any(fnmatch.fnmatchcase(kernel, pattern) for pattern in not_affected or []):
+        return dict(told, verdict="good", reason=f"{kernel} never had these: this is the word of not_affected.")
+    wish = None
+    if cves is None:
+        wish = versions.wish(version, kernel)
+        if wish is None:
+            named = ", ".join(sorted(map(str, version))) or "none"
+            return dict(told, reason=f"version names no patch for this kernel, {kernel}; it does for {named}")
+        told["wish"] = wish.text
+    try:
+        told["package"] = name()
+        none = None if status["abi"] else f"{kernel} has no live patching: neither kGraft nor livepatch"
+    except CommandExecutionError as err:
+        none = str(err)
+    if none and wish:
+        return dict(told, reason=none)
+    packages = zypper.Packages(timeout)
+    unread = packages.refresh() if refresh else {}
+    if not none:
+        told["running"], told["installed"] = _running(status), packages.installed(told["package"])
+    told.update(_by_cves(cves, told, packages) if cves else _by_version(wish, told, packages, allow_downgrade))
+    if told["verdict"] == "bring" and told["target"] != told["installed"]:
+        told["reason"] = packages.obstacle(told["package"], told["target"])
+        told["verdict"] = "refused" if told["reason"] else "bring"
+    if packages.repositories_were_asked:
+        told.update(_freshness(wish, packages, max_metadata_age))
+        unread = {**packages.live_patches()[1], **unread}
+    told["notes"] += [] if none else _notes(told, packages)
+    told["unread"] += [sentence for sentence in _unread(unread) if sentence not in told["unread"]]
+    return told
+
+
+def _check_arguments(cves, not_affected, version, **switches):
+    for argument, value in switches.items():
+        if not isinstance(value, bool):
+            raise SaltInvocationError(f"{argument} is {value!r}: it must be True or False")
+    if cves is None and not_affected is not None:
+        raise SaltInvocationError("not_affected is given without cves")
+    if cves is not None and version != "latest":
+        raise SaltInvocationError(f"version is {version!r} and cves are given; write one of the two")
+    for argument, words in (("cves", cves), ("not_affected", not_affected)):
+        if not isinstance(words or [], list) or not all(isinstance(word, str) for word in words or []):
+            raise SaltInvocationError(f"{argument} is {words!r}: it must be a list of strings")
+    if cves is not None and not cves:
+        raise SaltInvocationError("cves is empty; name at least one")
+    odd = [cve for cve in cves or [] if not zypper.CVE.fullmatch(cve.strip())]
+    if odd:
+        raise SaltInvocationError("cves: no CVE number is {}".format(", ".join(map(repr, odd))))
+
+
+def _running(status):
+    """The version of the newest active patch that tells one."""
+    patches = __salt__["kgraft.patches"]() if status["abi"] else {}
+    found = [patches[patch]["version"] for patch in status["active"] if patch in patches]
+    return next(filter(None, reversed(found)), None)
+
+
+def _by_version(wish, told, packages, allow_downgrade):
+    package, newest = told["package"], None
+    if wish.edition is None:
+        newest = packages.preferred(package)
+        edition = newest and (newest if wish.at_least else versions.before(newest, packages.offered(package)))
+        if not edition:
+            there = "a version before {}".format(newest) if newest else "any"
+            return {"newest": newest, "reason": _not_offered(package, there)}
+        allow_downgrade = allow_downgrade or not wish.at_least
+        wish = wish._replace(edition=edition)
+    offered, preferred = [], None
+    if newest or not wish.is_met_by(told["running"]) or told["running"] != told["installed"]:
+        offered, preferred = packages.offered(package), packages.preferred(package)
+    fitting = [preferred] if newest and wish.at_least else offered
+    verdict, target, reason = versions.judge(
+        wish, told["running"], told["installed"], fitting, preferred, allow_downgrade
+    )
+    return {"newest": preferred, "verdict": verdict, "target": target, "reason": reason}
+
+
+def _not_offered(package, what):
+    reason = f"No enabled repository offers {what} of {package}; kgraft.activated sees to that."
+    others = ", ".join(map(" ".join, sorted(other_kernels().items())))
+    if others:
+        reason += f" For kernels that do not run now there is {others}: reboot into one of them."
+    return reason
+
+
+def _by_cves(cves, told, packages):
+    answers = __salt__["kgraft_security.cves"](*cves, timeout=packages.left())
+    begin = {word: [cve for cve in cves if answers[cve].startswith(word)] for word in _CVE_WORDS}
 
 
 def install(version=None, allow_downgrade=False, refresh=True, lock_timeout=300):

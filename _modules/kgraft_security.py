@@ -39,9 +39,10 @@ def _room(name, **others):
     return room
 
 
+commands = _room("commands")
 zypper = _room(
     "zypper",
-    run_all=lambda command, **options: __salt__["cmd.run_all"](command, **options),
+    commands=commands,
     version_cmp=lambda one, other: __salt__["pkg.version_cmp"](one, other),
     minion_root=lambda: __opts__.get("kgraft.root"),
 )
