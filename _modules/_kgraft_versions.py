@@ -57,6 +57,21 @@ def wish(version, kernelrelease):
     return Wish(version, bool(match.group(1)), match.group(2))
 
 
+def checked(version):
+    """Return an edition as text, None for none. YAML makes a number of 2 and of 2.1, and 2.10 has then become 2.1."""
+    if version is None:
+        return None
+    if isinstance(version, int) and not isinstance(version, bool):
+        version = str(version)
+    if not isinstance(version, str) or not re.fullmatch(r"\d+(-[\w.]+)?", version, re.ASCII):
+        raise SaltInvocationError(f"version is {version!r}: quote it, as '2' or '2-2.1'")
+    return version
+
+
+def matches(version, wanted):
+    return wanted in (None, version, version.split("-")[0])
+
+
 def before(newest, versions):
     """Return the newest of ``versions`` that has a lower number than ``newest``, whatever its release."""
     number = newest.split("-")[0]

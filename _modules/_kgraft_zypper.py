@@ -1,5 +1,5 @@
 """
-rpm and zypper: how they are asked, what their answers and exit codes mean; repositories, how old their lists are, locks.
+rpm and zypper: how they are asked, what their answers mean; repositories, how old their lists are, and locks.
 """
 
 import collections
@@ -72,9 +72,11 @@ def _root_option():
 
 def order(version):
     """Return what sorts versions as rpm does; None comes first."""
-    return functools.cmp_to_key(lambda one, other: version_cmp(one, other) if one and other else bool(one) - bool(other))(
-        version
-    )
+    return functools.cmp_to_key(_compare)(version)
+
+
+def _compare(one, other):
+    return version_cmp(one, other) if one and other else bool(one) - bool(other)
 
 
 # ----- questions
@@ -210,8 +212,9 @@ class Packages:
         return [offer for offer in found if LIVE_PATCH.fullmatch(offer.package)], unread
 
     def offered(self, package):
-        """Return the versions of a live patch that there are, the newest first as rpm compares them, without doubles."""
-        return sorted({offer.edition for offer in self.live_patches()[0] if offer.package == package}, key=order, reverse=True)
+        """Return the versions of a live patch that there are, each once, the newest first as rpm compares them."""
+        found = {offer.edition for offer in self.live_patches()[0] if offer.package == package}
+        return sorted(found, key=order, reverse=True)
 
     def preferred(self, package):
         """Return the version that zypper itself would take: the newest of the repositories of the highest priority."""
@@ -249,7 +252,8 @@ class Packages:
             ways = ["zypper rl {}".format(" ".join(number for number, _ in locks))]
             ways += [f"zypper al {_narrower(name)}" for _, name in locks if _narrower(name)]
             return "{} is locked by {}: {}".format(package, rules, ", then ".join(ways))
-        return "zypper cannot install {} {}: {}".format(package, version, brief("; ".join(problems or errors)) or reason(answer))
+        why = brief("; ".join(problems or errors)) or reason(answer)
+        return f"zypper cannot install {package} {version}: {why}"
 
     def _locks(self, package):
         answer, _ = self.ask("locks")

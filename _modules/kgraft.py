@@ -451,7 +451,7 @@ def load(name):
 
     Raises ``CommandExecutionError`` if a transition is running (the kernel
     takes one at a time), if the module cannot be loaded, or if the patch is
-    loaded but inactive (it must be removed first, with ``kmod.remove``);
+    loaded but inactive (:py:func:`unload` it first);
     ``SaltInvocationError`` if ``name`` is not a module's name.
 
     CLI Example:
@@ -466,7 +466,7 @@ def load(name):
         return {"name": known.name, "state": known.state}
     if known:
         raise CommandExecutionError(
-            f"{known.name} is loaded but {known.state}; remove it with kmod.remove, then load it again"
+            f"{known.name} is loaded but {known.state}; unload it with kgraft.unload, then load it again"
         )
     kernel.be_ready(_root(), f"load {wanted}")
     answer = __salt__["kmod.load"](wanted)
@@ -480,6 +480,43 @@ def load(name):
             "modprobe succeeded, but the kernel shows {} as {}".format(wanted, known.state if known else "not loaded")
         )
     return {"name": known.name, "state": known.state}
+
+
+@_with_salts_errors
+def unload(name):
+    """
+    Take an inactive live patch out of memory: one that was replaced or reverted must go before it can be loaded again.
+
+    name
+        The patch's module, such as ``kgraft_patch_2_2_1``; ``-`` and ``_`` are
+        the same.
+
+    Returns ``{name, state: None}``, also for a patch that is not in memory.
+
+    Raises ``CommandExecutionError`` if the patch is not inactive, if a
+    transition is running, or if the module cannot be unloaded;
+    ``SaltInvocationError`` if ``name`` is not a module's name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft.unload kgraft_patch_2_2_1
+    """
+    wanted = _module(name)
+    known = kernel.find(kernel.available(_root()), wanted)
+    if known:
+        if known.state != "inactive":
+            raise CommandExecutionError(
+                f"{known.name} is {known.state or 'in use'}: only an inactive patch is unloaded"
+            )
+        kernel.be_ready(_root(), f"unload {wanted}")
+        answer = __salt__["kmod.remove"](wanted)
+        if isinstance(answer, str):  # kmod.remove answers a failure with a string
+            raise CommandExecutionError(answer)
+        if kernel.find(kernel.available(_root()), wanted):
+            raise CommandExecutionError(f"modprobe -r succeeded, but the kernel still has {wanted}")
+    return {"name": wanted, "state": None}
 
 
 @_with_salts_errors

@@ -19,8 +19,10 @@ import fnmatch
 import importlib.util
 import os
 import re
+import shlex
 import time
 
+import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "kgraft_pkg"
@@ -315,7 +317,7 @@ def _by_version(wish, told, packages, allow_downgrade):
         newest = packages.preferred(package)
         edition = newest and (newest if wish.at_least else versions.before(newest, packages.offered(package)))
         if not edition:
-            there = "a version before {}".format(newest) if newest else "any"
+            there = f"a version before {newest}" if newest else "any version"
             return {"newest": newest, "reason": _not_offered(package, there)}
         allow_downgrade = allow_downgrade or not wish.at_least
         wish = wish._replace(edition=edition)
@@ -339,17 +341,71 @@ def _not_offered(package, what):
 
 def _by_cves(cves, told, packages):
     answers = __salt__["kgraft_security.cves"](*cves, timeout=packages.left())
-    begin = {word: [cve for cve in cves if answers[cve].startswith(word)] for word in _CVE_WORDS}
+    by_patch = f"open: {told['package']} "
+    found = {cve: answer for cve, answer in answers.items() if not answer.startswith("fixed")}
+    helps = [answer for answer in found.values() if answer.startswith(by_patch)]
+    waits = [answer for answer in found.values() if answer.startswith("pending")]
+    doubts = [f"{cve}: {answer}" for cve, answer in found.items() if answer not in helps + waits]
+    told = {"cves": answers, "verdict": "good", "doubt": "; ".join(doubts) or None}
+    if helps:
+        return dict(told, verdict="bring", target=packages.preferred(told["package"]))
+    if any(answer.startswith("pending: installed") for answer in waits):
+        return dict(told, verdict="bring", target=told["installed"])
+    return told
 
 
-def install(version=None, allow_downgrade=False, refresh=True, lock_timeout=300):
+def _freshness(wish, packages, max_age):
+    """When the lists were current, and for a wish that goes by the newest, which are too old for that."""
+    lists, now = packages.lists(), time.time()
+    old = [alias for alias, when in lists.items() if when is None or now - when > max_age]
+    told = {"as_of": _time(min(lists.values(), key=lambda when: when or 0, default=None))}
+    if old and wish and wish.edition is None:
+        names = ", ".join("{} (as of {})".format(alias, _time(lists[alias]) or "never") for alias in old)
+        told.update(stale=old, doubt=f"What is the newest cannot be told, for these lists are too old: {names}.")
+    return told
+
+
+def _notes(told, packages):
+    """Sentences on what is true beside the verdict and will matter later."""
+    notes, running, installed, newest = [], told["running"], told["installed"], told["newest"]
+    if told["verdict"] == "good" and running and installed is None:
+        notes.append("No package holds it: after a reboot it may be gone.")
+    elif told["verdict"] == "good" and running and running != installed:
+        notes.append(f"The package holds {installed}: the next boot may bring that one.")
+    if told["verdict"] == "bring" and running and told["target"] == installed and _before_this_boot(told, packages):
+        notes.append(
+            f"It was installed before this boot, and the kernel runs {running}: the initrd is older, rebuild it."
+        )
+    newer = [version for version in packages.offered(told["package"])[:1] if newest and version != newest]
+    notes += [f"{version} is there, too, in a repository of lower priority." for version in newer]
+    try:
+        until = __salt__["kgraft_security.supported_until"]()
+    except CommandExecutionError as err:
+        return [*notes, f"Until when this kernel gets live patches cannot be told: {err}"]
+    left = until and (datetime.datetime.strptime(until, "%Y-%m-%d").date() - datetime.date.today()).days
+    if until and left < 0:
+        notes.append(f"Live patches for this kernel ended on {until}: boot a newer one.")
+    elif until and left <= _WARN_DAYS:
+        notes.append(f"Live patches for this kernel end on {until}, in {left} days: plan a newer one.")
+    return notes
+
+
+def _before_this_boot(told, packages):
+    (installed,) = packages.query("when it was installed", "%{INSTALLTIME}\n", "{package}-{installed}".format(**told))[
+        :1
+    ]
+    with salt.utils.files.fopen("/proc/uptime") as uptime:
+        return int(installed) < time.time() - float(uptime.read().split()[0])
+
+
+def install(version=None, allow_downgrade=False, refresh=True, timeout=300):
     """
     Install the live-patch package of the running kernel. Its script usually loads the patch as well; ``kgraft.wait``
     and ``kgraft.patches`` say what became of that. If a transition is still running, the script cannot load it:
     wait for ``ready`` first.
 
     version
-        ``'2-2.1'``, exactly this one; ``'2'``, the newest release of 2. Default: the newest that there is
+        ``'2-2.1'``, exactly this one; ``'2'``, the newest release of 2. Default: the one that zypper would take
 
     allow_downgrade
         Let an older version than the installed one be installed. Default: ``False``
@@ -357,9 +413,10 @@ def install(version=None, allow_downgrade=False, refresh=True, lock_timeout=300)
     refresh
         Refresh the repositories first. One that cannot be refreshed is a warning. Default: ``True``
 
-    lock_timeout
-        Seconds to wait while another zypper or rpm runs. The wait is before the work: one that starts at the very
-        same time as ours is waited for without a limit, by Salt itself. Default: ``300``
+    timeout
+        Seconds for the questions to zypper and for the wait while another zypper or rpm runs. Installing itself is
+        never cut short. One that starts at the very same time as ours is waited for without a limit, by Salt itself.
+        Default: ``300``
 
     Returns ``{'name': …, 'old': '1-1.1' or None, 'new': '2-2.1', 'warnings': […]}``; ``old`` and ``new`` are what rpm
     said before and after, and the same if there was nothing to do. A package's script that failed is a warning here,
@@ -377,34 +434,30 @@ def install(version=None, allow_downgrade=False, refresh=True, lock_timeout=300)
         salt '*' kgraft_pkg.install 2-2.1
         salt '*' kgraft_pkg.install version=1-1.1 allow_downgrade=True
     """
-    version = zypper.checked(version)
-    deadline = _deadline(lock_timeout)
-    package = name()
-    unrefreshed = _refresh(deadline) if refresh else []
-    old = zypper.installed(package)
-    found, unread = zypper.available(package)
-    warnings = unrefreshed or unread
-    # What is installed counts as offered, so that a repository that dropped it, or is away, is no reason to fail
-    fitting = [each for each in set(found) | {old} - {None} if zypper.matches(each, version)]
+    version = versions.checked(version)
+    package, packages = name(), zypper.Packages(timeout)
+    unread = packages.refresh() if refresh else {}
+    old, exact = packages.installed(package), version and "-" in version
+    # An exact version is zypper's to find; what is installed counts as offered, so that a repository that dropped it,
+    # or is away, is no reason to fail
+    offered = [version] if exact else packages.offered(package)
+    unread = {**({} if exact else packages.live_patches()[1]), **unread}
+    fitting = [each for each in {*offered, old} - {None} if versions.matches(each, version)]
     if not fitting:
         wanted = f"{package} {version}" if version else package
-        there = ["there are " + ", ".join(found)] if found else []
-        raise CommandExecutionError("; ".join([f"No enabled repository has {wanted}"] + there + warnings))
+        there = ["there are " + ", ".join(offered)] if offered else []
+        raise CommandExecutionError("; ".join([f"No enabled repository has {wanted}"] + there + _unread(unread)))
     new = max(fitting, key=zypper.order)
+    if new != old and not exact and packages.preferred(package) in fitting:
+        new = packages.preferred(package)
     if old and zypper.order(new) < zypper.order(old) and not allow_downgrade:
         raise CommandExecutionError(
             f"{package} {new} is older than {old}, which is installed: give allow_downgrade=True to go back"
         )
+    warnings = _unread(unread)
     if new != old:
-        zypper.await_lock(deadline)
-        failed = zypper.failed_scripts()
-        try:
-            __salt__["pkg.install"](package, version=new, refresh=False, **zypper.root())
-        except CommandExecutionError as err:
-            raise CommandExecutionError(f"Installing {package} {new}: {zypper.redact(str(err))}") from err
-        # zypper's exit code is hidden by pkg.install, and proves nothing anyway
-        warnings += zypper.failed_scripts()[len(failed) :]
-        now = zypper.installed(package)
+        warnings += _install(packages, [(package, new)])
+        now = packages.installed(package)
         if now != new:
             told = "zypper ran, but {} is {}, not {}".format(package, now or "not installed", new)
             info = {"old": old, "new": now, "warnings": warnings}
@@ -412,7 +465,24 @@ def install(version=None, allow_downgrade=False, refresh=True, lock_timeout=300)
     return {"name": package, "old": old, "new": new, "warnings": warnings}
 
 
-def repositories(refresh=False, lock_timeout=300):
+def _install(packages, wanted):
+    """Install ``[(package, version or None)]``; return what those of their scripts said that failed."""
+    packages.await_lock(rpm=True)
+    failed = zypper.failed_scripts()
+    try:
+        __salt__["pkg.install"](
+            pkgs=[{each: at} if at else each for each, at in wanted], refresh=False, **zypper.root()
+        )
+    except CommandExecutionError as err:
+        names = ", ".join(f"{each} {at or ''}".strip() for each, at in wanted)
+        raise CommandExecutionError(f"Installing {names}: {zypper.brief(str(err))}") from err
+    finally:
+        packages.forget()
+    # zypper's exit code is hidden by pkg.install, and proves nothing anyway
+    return zypper.failed_scripts()[len(failed) :]
+
+
+def repositories(refresh=False, timeout=300):
     """
     Return the enabled repositories that offer live patches for any kernel, whoever provides them: the Customer Center,
     an RMT or SMT, a SUSE Manager channel, a cloud provider.
@@ -420,13 +490,13 @@ def repositories(refresh=False, lock_timeout=300):
     refresh
         Refresh the repositories first. Default: ``False``, what zypper knows already
 
-    lock_timeout
-        Seconds to wait for another zypper before a refresh. Default: ``300``
+    timeout
+        Seconds that zypper may take, with the wait for another one before a refresh. Default: ``300``
 
-    Returns a sorted list of their aliases; an empty one if none does. A repository that cannot be read is a warning in
-    the log while others offer live patches.
+    Returns ``{'offering': ['SLE-Live-Patching'], 'unread': []}``: the sorted aliases of those that offer live patches;
+    ``unread`` has a sentence for each that could not be read, so that it may offer some.
 
-    Raises ``CommandExecutionError`` if zypper fails, or if none offers any and one of them could not be read.
+    Raises ``CommandExecutionError`` if zypper fails or does not end in time.
 
     CLI Example:
 
@@ -434,35 +504,24 @@ def repositories(refresh=False, lock_timeout=300):
 
         salt '*' kgraft_pkg.repositories
     """
-    unrefreshed = _refresh(_deadline(lock_timeout)) if refresh else []
-    found, unread = zypper.search("kgraft-patch-*", "kernel-livepatch-*")
-    names = {repository for package, _, repository in found if _LIVE_PATCH.fullmatch(package)}
-    # zypper's search prints a repository's name, which need not be its alias
-    aliases = sorted(
-        alias
-        for alias, repository in __salt__["pkg.list_repos"](**zypper.root()).items()
-        if repository.get("enabled") is not False and repository.get("name", alias) in names
-    )
-    return _readable(aliases, "offers live patches", unrefreshed or unread)
+    packages = zypper.Packages(timeout)
+    unrefreshed = packages.refresh() if refresh else {}
+    offers, unread = packages.live_patches()
+    offering = sorted({offer.repository.alias for offer in offers})
+    return {"offering": offering, "unread": _unread(unread, unrefreshed)}
 
 
-def _readable(found, what, warnings):
-    """Return what readable repositories have; where that is nothing, an unread one could have it."""
-    for warning in warnings:
-        log.warning(warning)
-    if warnings and not found:
-        unread = "; ".join(warnings)
-        raise CommandExecutionError(f"No readable repository {what}, and not all could be read: {unread}")
-    return found
-
-
-def base(packages=None):
+def base(packages=None, timeout=300):
     """
     Return what belongs to live patching beside the patches, and whether it is installed.
 
     packages
         Their names, ``pattern:`` in front of a pattern's. Default: ``sle-live-patching-release`` and ``kgraft`` on SUSE
-        Linux Enterprise 12, ``sle-module-live-patching-release`` and ``pattern:lp_sles`` on 15
+        Linux Enterprise 12, ``sle-module-live-patching-release`` and ``pattern:lp_sles`` on 15,
+        ``pattern:kernel_livepatching`` on 16 and SL Micro
+
+    timeout
+        Seconds that rpm may take. Default: ``300``
 
     Returns ``{package: version}``, such as ``{'kgraft': '1.0-13.2', 'sle-live-patching-release': None}``; None where it
     is not installed.
@@ -480,19 +539,22 @@ def base(packages=None):
         packages = ["sle-module-live-patching-release", "pattern:lp_sles"]
         if name().startswith("kgraft-"):
             packages = ["sle-live-patching-release", "kgraft"]
+        elif int(__grains__.get("osmajorrelease", 15)) != 15:
+            packages = ["pattern:kernel_livepatching"]
     elif not isinstance(packages, list) or not all(isinstance(package, str) and package for package in packages):
         raise SaltInvocationError(f"packages is {packages!r}: give a list of names")
-    return {package: _provided(package) for package in packages}
+    asked = zypper.Packages(timeout)
+    return {package: _provided(asked, package) for package in packages}
 
 
-def install_base(packages=None, lock_timeout=300):
+def install_base(packages=None, timeout=300):
     """
     Install what belongs to live patching beside the patches; licences are agreed to.
 
     packages
         As for ``kgraft_pkg.base``. Default: its default
 
-    lock_timeout
+    timeout
         Seconds to wait while another zypper or rpm runs. Default: ``300``
 
     Returns what ``kgraft_pkg.base`` says afterwards.
@@ -506,28 +568,24 @@ def install_base(packages=None, lock_timeout=300):
 
         salt '*' kgraft_pkg.install_base
     """
-    deadline = _deadline(lock_timeout)
-    missing = [package for package, version in base(packages).items() if version is None]
+    asked = zypper.Packages(timeout)
+    missing = [package for package, version in base(packages, asked.left()).items() if version is None]
     if missing:
-        zypper.await_lock(deadline)
-        try:
-            __salt__["pkg.install"](pkgs=missing, refresh=False, **zypper.root())
-        except CommandExecutionError as err:
-            raise CommandExecutionError("Installing {}: {}".format(", ".join(missing), zypper.brief(str(err)))) from err
-    there = base(packages)
+        _install(asked, [(package, None) for package in missing])
+    there = base(packages, asked.left())
     missing = [package for package, version in there.items() if version is None]
     if missing:
         raise CommandExecutionError("zypper ran, but {} is not installed".format(", ".join(missing)))
     return there
 
 
-def _provided(package):
+def _provided(asked, package):
     if not package.startswith("pattern:"):
-        return zypper.installed(package)
+        return asked.installed(package)
     # Patterns are packages that provide pattern() in their own name as the version
     columns = "%{VERSION}-%{RELEASE}[ %{PROVIDENAME}=%{PROVIDEVERSION}]\n"
     wanted = package.replace("pattern:", "pattern()=", 1)
-    lines = zypper.query(f"whether {package} is installed", columns, "--whatprovides", "pattern()")
+    lines = asked.query(f"whether {package} is installed", columns, "--whatprovides", "pattern()")
     found = [line.split()[0] for line in lines if wanted in line.split()[1:]]
     return max(found, key=zypper.order, default=None)
 
@@ -537,9 +595,10 @@ def loading():
     Return whether a package's script loads its patch: ``LIVEPATCH_KERNEL`` in ``/etc/sysconfig/livepatching``.
 
     Returns ``'always'``, ``'never'`` or ``'auto'``. ``auto``, which loads it except on transactional systems, is also
-    what no file and no value mean.
+    what no file, no value and any other word mean: the script sources the file and looks for these words, in lower
+    case, alone.
 
-    Raises ``CommandExecutionError`` if the file cannot be read or holds another word.
+    Raises ``CommandExecutionError`` if the file cannot be read, or if only a shell could tell what it says.
 
     CLI Example:
 
@@ -549,17 +608,19 @@ def loading():
     """
     path = zypper.under("etc/sysconfig/livepatching")
     try:
-        with salt.utils.files.fopen(path, errors="replace") as lines:
-            words = re.findall(r"^\s*LIVEPATCH_KERNEL=[\"']?([^\s\"'#]*)", lines.read(), re.MULTILINE)
+        with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as file:
+            lexer = shlex.shlex(file.read(), posix=True, punctuation_chars=True)
+        lexer.wordchars += "${}:,@%+^!`"
+        words = [word.partition("=")[2] for word in lexer if word.startswith("LIVEPATCH_KERNEL=")]
     except FileNotFoundError:
         return "auto"
-    except OSError as err:
-        raise CommandExecutionError(f"Cannot read {path}: {err.strerror}") from err
+    except (OSError, ValueError) as err:
+        raise CommandExecutionError(f"Cannot read {path}: {getattr(err, 'strerror', None) or err}") from err
     # A shell reads it: the last one counts
     word = words[-1] if words else ""
-    if word not in ("", "always", "never", "auto"):
-        raise CommandExecutionError(f"LIVEPATCH_KERNEL in {path} is {word!r}: it must be always, never or auto")
-    return word or "auto"
+    if re.search("[$`]", word):
+        raise CommandExecutionError(f"LIVEPATCH_KERNEL in {path} is {word!r}: only a shell can tell what that is")
+    return word if word in ("always", "never") else "auto"
 
 
 def transactional():
@@ -598,24 +659,8 @@ def other_kernels():
         salt '*' kgraft_pkg.other_kernels
     """
     columns = "%{NAME} %{VERSION}-%{RELEASE}\n"
-    lines = zypper.query("what is installed", columns, "-a", "kgraft-patch-*", "kernel-livepatch-*")
+    lines = zypper.Packages(300).query("what is installed", columns, "-a", "kgraft-patch-*", "kernel-livepatch-*")
     # Of several versions the newest comes last, and stays
     found = dict(sorted((line.split() for line in lines), key=lambda row: zypper.order(row[1])))
     here = name()
-    return {each: found[each] for each in sorted(found) if each != here and _LIVE_PATCH.fullmatch(each)}
-
-
-def _refresh(deadline):
-    """Refresh what has changed; return as warnings what could not be refreshed."""
-    zypper.await_lock(deadline)
-    try:
-        __salt__["pkg.refresh_db"](force=False, **zypper.root())
-    except CommandExecutionError as err:
-        return ["Not every repository could be refreshed: " + zypper.brief(str(err))]
-    return []
-
-
-def _deadline(lock_timeout):
-    if isinstance(lock_timeout, bool) or not isinstance(lock_timeout, (int, float)) or lock_timeout < 0:
-        raise SaltInvocationError(f"lock_timeout is {lock_timeout!r}: give seconds, 0 or more")
-    return time.monotonic() + lock_timeout
+    return {each: found[each] for each in sorted(found) if each != here and zypper.LIVE_PATCH.fullmatch(each)}

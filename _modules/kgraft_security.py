@@ -111,7 +111,7 @@ def _fixes(package, version, here, loaded):
     return dict(_update_issues(package, version), version=version, source="updateinfo")
 
 
-def cves(*cves):
+def cves(*cves, timeout=300):
     """
     Say of each CVE whether it is fixed on this machine, as it runs now.
 

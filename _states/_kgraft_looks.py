@@ -5,6 +5,8 @@ What a look at the machine says: which patches run, which move, and what will be
 import collections
 import re
 
+ACTIVE = ("applying", "applied")
+
 # facts: the flat map that changes are measured by
 Look = collections.namedtuple("Look", "status patches package facts")
 
@@ -56,19 +58,11 @@ def ended(look):
     ends = {"in_progress": "ready", "applying": "applied", "reverting": _left(look)}
     facts = {fact: ends.get(value, value) for fact, value in look.facts.items()}
     if any(told["state"] == "applying" and told["cumulative"] for told in look.patches.values()):
-        facts.update(_replaced(look, look.facts))
+        facts.update({patch: _left(look) for patch in look.patches if look.facts[patch] == "applied"})
     return facts
 
 
-def loaded(look, version, settle):
-    """Return the facts when, after that, a version of the package was loaded."""
-    facts = ended(look)
-    # SUSE's patches are cumulative
-    facts.update(_replaced(look, facts))
-    facts[module(look.package, version)] = "applied" if settle else "applying"
-    facts["state"] = "ready" if settle else "in_progress"
-    return facts
-
-
-def _replaced(look, facts):
-    return {patch: _left(look) for patch in look.patches if facts[patch] == "applied"}
+def replaced(look, facts):
+    """Return them when a patch has been applied: SUSE's are cumulative."""
+    left = {patch: _left(look) for patch, state in facts.items() if patch in look.patches and state == "applied"}
+    return dict(facts, **left)

@@ -56,3 +56,8 @@ def skipped(poke):
     if not poke["skipped"]:
         return ""
     return " Not poked: {}.".format(", ".join("{} ({})".format(name(task), task["reason"]) for task in poke["skipped"]))
+
+
+def lines(comment, unread):
+    """A comment, with what could not be read below it."""
+    return "\n".join(filter(None, [comment, unread and "Not read: {}.".format("; ".join(unread))]))

@@ -22,8 +22,7 @@ These states read no kernel file and run no command: they ask ``kgraft.*``, ``kg
 ``kgraft_subscription.*``, and judge.
 """
 
-import datetime
-import fnmatch
+import collections
 import importlib.util
 import math
 import os
@@ -36,9 +35,11 @@ __virtualname__ = "kgraft"
 # Seconds after which a wait tells the master who blocks, and again after as many.
 SLICE = 15.0
 
-# Days before the end of a kernel's support from which on it is warned of.
-WARN_DAYS = 30
+# Seconds after which a kernel that nobody blocks any more must have seen that: it looks every 2 s (kGraft) or 1 s.
+NEXT_CHECK = 5.0
 
+NOT_KNOWN = "not known before"
+NOT_OFFERED = "No enabled repository offers live patches: enable one (a channel, a mirror), or write register: True."
 NEVER = "/etc/sysconfig/livepatching says LIVEPATCH_KERNEL=never"
 
 
@@ -54,7 +55,11 @@ def _room(name, **others):
 
 arguments = _room("arguments")
 looks = _room("looks")
+plan = _room("plan", looks=looks)
 tasks = _room("tasks")
+
+# What became of a run. A result of None: a dry run that would change something. changes: None where two looks tell them
+Verdict = collections.namedtuple("Verdict", "result comment changes")
 
 
 def __virtual__():
@@ -96,7 +101,7 @@ def activated(name, register=False, code_from=None, product=None, url=None, pack
         Default: ``True``
 
     timeout
-        Seconds to wait for another zypper to end. Default: ``300``
+        Seconds for all questions and waits together; what installs a package is not cut short. Default: ``300``
 
     ``changes`` holds the ``repositories`` that offer live patches and the packages, old and new, as two looks saw them.
 
@@ -107,13 +112,15 @@ def activated(name, register=False, code_from=None, product=None, url=None, pack
             - register: True
             - code_from: /etc/kgraft.code
     """
-    limits = arguments.Limits(timeout, None, None, [])
     subscription = {"code_from": code_from, "product": product, "url": url}
 
-    def act(before):
-        return _activate(before, limits, packages, register, refresh, subscription)
-
-    return _report(name, lambda: _provisions(packages), act, limits)
+    return _report(
+        name,
+        lambda run: _activate(run, packages, register, refresh, subscription),
+        timeout,
+        register=register,
+        refresh=refresh,
+    )
 
 
 def applied(
@@ -127,6 +134,7 @@ def applied(
     refresh=True,
     allow_downgrade=False,
     settle=True,
+    max_metadata_age=86400,
 ):
     """
     A live patch is applied, and every task runs it.
@@ -140,10 +148,11 @@ def applied(
         A free label.
 
     version
-        What is wanted. Default: ``latest``, the newest that the enabled repositories offer. ``'5'`` is any release of
-        5, ``'5-2.1'`` exactly that one, ``'>=5'`` at least 5 (then the newest is installed). Live patches are
-        numbered per kernel, so it may be a map ``{kernelrelease: version}``; a kernel that is not in it is a failure.
-        Quote it: YAML reads ``2.10`` as 2.1.
+        What is wanted. Default: ``latest``, the newest that the enabled repositories offer, as zypper would take it.
+        ``previous`` is the newest one with a lower number than that: what ``klp downgrade`` goes back to. ``'5'`` is
+        any release of 5, ``'5-2.1'`` exactly that one, ``'>=5'`` at least 5 (then the newest is installed). Live
+        patches are numbered per kernel, so it may be a map ``{kernelrelease: version}``; a kernel that is not in it
+        is a failure. Quote it: YAML reads ``2.10`` as 2.1.
 
     cves
         Instead of a version: a list of CVE numbers that must be fixed by the active, settled patch or by the running
@@ -155,7 +164,8 @@ def applied(
         the comment says so. Default: ``None``
 
     timeout
-        Seconds to wait for a transition to end, and for another zypper. Default: ``300``
+        Seconds for all waits together: for a transition to end, for another zypper, for the answers of zypper and rpm.
+        What installs a package is not cut short. Default: ``300``
 
     poke_after
         Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
@@ -176,6 +186,10 @@ def applied(
         Wait for the end of the transition. With ``False`` a patch that is being applied is enough.
         Default: ``True``
 
+    max_metadata_age
+        Seconds after which the list of a repository that offers live patches, or may offer some, is too old to say
+        which is the newest: then ``latest`` and ``previous`` are no success. Default: ``86400``, a day
+
     ``changes`` holds the package, each patch and the ``state`` of the kernel, old and new, as two looks saw them, and
     the tasks that were ``poked``; so they tell what did happen also after a failure. With ``test=True`` it looks,
     refreshes nothing and waits for nothing, and the changes are those that it would make.
@@ -190,9 +204,9 @@ def applied(
             - timeout: 600
             - poke_after: 120
     """
-    limits = arguments.Limits(timeout, poke_after, protect, [])
-    options = arguments.Options(version, cves, not_affected, refresh, allow_downgrade, settle)
-    return _report(name, _machine, lambda before: _apply(before, limits, options), limits)
+    options = arguments.Options(version, cves, not_affected, refresh, allow_downgrade, settle, max_metadata_age)
+    switches = {"refresh": refresh, "allow_downgrade": allow_downgrade, "settle": settle}
+    return _report(name, lambda run: _apply(run, options), timeout, poke_after, protect, **switches)
 
 
 def settled(name, timeout=300, poke_after=None, protect=None):
@@ -228,44 +242,39 @@ def settled(name, timeout=300, poke_after=None, protect=None):
             - poke_after: 120
             - protect: ['unit:postgresql*']
     """
-    limits = arguments.Limits(timeout, poke_after, protect, [])
-    return _report(name, _kernel, lambda before: _settle(before, limits), limits)
+    return _report(name, _settle, timeout, poke_after, protect)
 
 
 # ----- look, act, look again
 
 
-def _report(name, look, act, limits):
+def _report(name, act, *limits, **switches):
     """
-    Look, act, look again. A failure becomes the comment; the changes are what the two looks saw.
+    Act, and look again: the changes are what ``run.before`` and the last look saw, also where something was raised on
+    the way.
 
-    ``act`` returns its comment and, in a dry run, what would change.
+    ``act`` gets a run with these limits; it returns a result, a comment, and the changes that a dry run promises.
     """
     ret = {"name": name, "result": False, "changes": {}, "comment": ""}
-    before = None
+    run = None
     try:
-        arguments.check_limits(limits.timeout, limits.poke_after)
-        before = look()
-        if limits.protect is not None:
+        run = arguments.Run(*limits, **switches)
+        if run.protect is not None:
             # who knows the patterns refuses a wrong one now, not when it is time to poke
-            _poke(limits, test=True)
-        ret["comment"], ret["changes"] = act(before)
-        ret["result"] = None if ret["changes"] else True
+            _poke(run, test=True)
+        ret["result"], ret["comment"], ret["changes"] = act(run)
     except (CommandExecutionError, SaltInvocationError) as err:
         ret["comment"] = _message(err)
-    if before is None:
+    if run is None or run.before is None or __opts__["test"]:
         return ret
-    if limits.poke_after is not None and not _is_poking(before, limits):
-        ret["comment"] += "\npoke_after does nothing here: on livepatch the kernel signals the tasks itself."
-    if not __opts__["test"]:
-        try:
-            ret["changes"] = looks.differences(before.facts, look().facts)
-        except CommandExecutionError as err:
-            ret["result"] = False
-            ret["comment"] += "\nWhat changed cannot be told: " + _message(err)
-        poked = [tasks.name(task) for poke in limits.pokes for task in poke["poked"]]
-        if poked:
-            ret["changes"]["poked"] = sorted(set(poked), key=poked.index)
+    try:
+        ret["changes"] = looks.differences(run.before.facts, run.look().facts)
+    except CommandExecutionError as err:
+        ret["result"] = False
+        ret["comment"] += "\nWhat changed cannot be told: " + _message(err)
+    poked = [tasks.name(task) for poke in run.pokes for task in poke["poked"]]
+    if poked:
+        ret["changes"]["poked"] = sorted(set(poked), key=poked.index)
     return ret
 
 
@@ -284,347 +293,284 @@ def _kernel():
     return looks.Look(status, patches, None, facts)
 
 
-def _machine():
-    look = _kernel()
-    for function in ("kgraft_pkg.name", "kgraft_security.cves"):
-        if function not in __salt__:
-            raise CommandExecutionError(
-                "The module {} is not loaded on this minion: live patches as packages need zypper."
-                " kgraft.settled works here.".format(function.split(".")[0])
-            )
-    if __salt__["kgraft_pkg.transactional"]():
-        raise CommandExecutionError(
-            "The root file system is read-only here: only transactional-update changes its packages, and a reboot"
-            " brings them. Nothing was done."
-        )
-    package = __salt__["kgraft_pkg.name"]()
-    look.facts[package] = __salt__["kgraft_pkg.installed"]()
-    return look._replace(package=package)
-
-
 # ----- settled
 
 
-def _settle(before, limits):
-    if before.status["state"] == "ready":
-        return f"No transition is running; {looks.active(before)}.", {}
+def _settle(run):
+    run.look = _kernel
+    run.before = look = _kernel()
+    steps = plan.of(look, None, True, False)
+    if not steps:
+        return True, f"No transition is running; {looks.active(look)}.", {}
     if __opts__["test"]:
-        return _would_wait(before, limits), looks.differences(before.facts, looks.ended(before))
-    seconds = _wait(before, limits)
-    return f"Settled after {seconds:.0f} s; {looks.active(_kernel())}.", {}
+        return None, _would_wait(look, run), looks.differences(look.facts, steps[-1].facts)
+    seconds = _wait(look, run)
+    return True, f"Settled after {seconds:.0f} s; {looks.active(_kernel())}." + _no_poke(look, run), {}
 
 
-def _would_wait(look, limits):
+def _would_wait(look, run):
     held = tasks.blocking(__salt__["kgraft.blocking"]())
-    comment = f"{looks.moving(look)}; its end would be waited for, {limits.timeout:g} s at most. {held}"
-    if _is_poking(look, limits):
-        poke = __salt__["kgraft.poke"](protect=limits.protect, test=True)
+    comment = f"{looks.moving(look)}; its end would be waited for, {run.timeout:g} s at most. {held}"
+    if _is_poking(look, run):
+        poke = __salt__["kgraft.poke"](protect=run.protect, test=True)
         poked = tasks.names(poke["poked"]) or "none"
-        comment += f" After {limits.poke_after:g} s these would be poked: {poked}.{tasks.skipped(poke)}"
-    return comment
+        comment += f" After {run.poke_after:g} s these would be poked: {poked}.{tasks.skipped(poke)}"
+    return comment + _no_poke(look, run)
 
 
-def _is_poking(look, limits):
-    return limits.poke_after is not None and look.status["abi"] != "livepatch"
+def _is_poking(look, run):
+    return run.poke_after is not None and look.status["abi"] != "livepatch"
 
 
-def _wait(look, limits, so_far=""):
+def _no_poke(look, run):
+    if run.poke_after is None or _is_poking(look, run):
+        return ""
+    return "\npoke_after does nothing here: on livepatch the kernel signals the tasks itself."
+
+
+def _wait(look, run, so_far=""):
     """
     Wait until settled, in slices: after each the master hears who blocks, and sleepers are poked when it is time.
     """
-    started = time.monotonic()
-    poke_at = limits.poke_after if _is_poking(look, limits) else math.inf
+    started, grace = time.monotonic(), 0.0
+    poke_at = run.poke_after if _is_poking(look, run) else math.inf
     while True:
         waited = time.monotonic() - started
+        left = run.until + grace - time.monotonic()
         try:
-            __salt__["kgraft.wait"](timeout=max(min(limits.timeout, waited + SLICE, poke_at) - waited, 0.01))
+            __salt__["kgraft.wait"](timeout=max(min(left, SLICE, poke_at - waited), 0.01))
             return time.monotonic() - started
         except CommandExecutionError as err:
             if not (isinstance(err.info, dict) and err.info.get("timed_out")):
                 raise
             blocking = err.info["blocking"]
         waited = time.monotonic() - started
-        if waited >= limits.timeout:
-            raise CommandExecutionError(_unsettled(look, limits, blocking, so_far))
+        if time.monotonic() >= run.until + grace:
+            if grace or blocking["count"] or not blocking["complete"]:
+                raise CommandExecutionError(_unsettled(look, run, blocking, so_far))
+            grace = NEXT_CHECK
         if waited >= poke_at:
-            limits.pokes.append(_poke(limits))
+            run.pokes.append(_poke(run))
             poke_at = waited + SLICE
-        progress = {"transition": looks.moving(look), "seconds": round(waited, 1), "timeout": limits.timeout}
+        progress = {"transition": looks.moving(look), "seconds": round(waited, 1), "timeout": run.timeout}
         progress.update((key, blocking[key]) for key in ("count", "complete", "tasks"))
         __salt__["event.send"]("kgraft/{}/progress".format(__opts__["id"]), progress)
 
 
-def _poke(limits, test=False):
+def _poke(run, test=False):
     """Poke, or say who would be; a poke that fails is no end of a wait."""
     try:
-        return __salt__["kgraft.poke"](protect=limits.protect, test=test)
+        return __salt__["kgraft.poke"](protect=run.protect, test=test)
     except CommandExecutionError as err:
         return {"poked": [], "skipped": [], "failed": _message(err)}
 
 
-def _unsettled(look, limits, blocking, so_far):
+def _unsettled(look, run, blocking, so_far):
     # On livepatch the kernel moves sleepers itself: what a poke would say there is no news.
-    would = {"skipped": []} if look.status["abi"] == "livepatch" else _poke(limits, test=True)
+    would = {"skipped": []} if look.status["abi"] == "livepatch" else _poke(run, test=True)
     spared = {task["pid"]: task["reason"] for task in would["skipped"]}
-    lines = [f"{looks.moving(look)}, still after {limits.timeout:g} s. {so_far}{tasks.blocking(blocking)}"]
+    lines = [f"{looks.moving(look)}, still after {run.timeout:g} s. {so_far}{tasks.blocking(blocking)}"]
     lines += tasks.advice(blocking["tasks"], look.status["abi"], spared)
-    if limits.pokes:
-        lines.append(f"Poked {len(limits.pokes)} times.{tasks.skipped(limits.pokes[-1])}")
-    lines += sorted({"A poke failed: {}".format(poke["failed"]) for poke in limits.pokes if "failed" in poke})
-    return "\n".join(lines)
-
-
-# ----- activated
-
-
-def _provisions(packages):
-    look = _machine()
-    facts = dict(__salt__["kgraft_pkg.base"](packages), repositories=__salt__["kgraft_pkg.repositories"]())
-    return look._replace(facts=facts)
-
-
-def _activate(before, limits, packages, register, refresh, subscription):
-    facts = dict(before.facts)
-    steps = []
-    if not facts["repositories"] and refresh and not __opts__["test"]:
-        facts["repositories"] = __salt__["kgraft_pkg.repositories"](refresh=True, lock_timeout=limits.timeout)
-    if not facts["repositories"]:
-        if not register:
-            raise CommandExecutionError(
-                "No enabled repository offers live patches: enable one (a channel, a mirror), or write register: True."
-            )
-        steps.append(_register(facts, limits, subscription))
-    missing = [package for package in sorted(facts) if facts[package] is None]
-    if missing and __opts__["test"]:
-        steps.append("{} would be installed.".format(", ".join(missing)))
-        facts.update((package, "newest") for package in missing)
-    elif missing:
-        __salt__["kgraft_pkg.install_base"](packages, lock_timeout=limits.timeout)
-    if __opts__["test"] and steps:
-        return " ".join(steps), looks.differences(before.facts, facts)
-    steps.append("Live patches are offered by {}.".format(", ".join(facts.pop("repositories"))))
-    if facts:
-        steps.append("Installed: {}.".format(", ".join(sorted(facts))))
-    return " ".join(steps), {}
-
-
-def _register(facts, limits, subscription):
-    status = __salt__["kgraft_subscription.register"](test=__opts__["test"], **subscription)
-    product = status["product"]
-    if __opts__["test"] and not status["registered"]:
-        facts["repositories"] = [f"those of {product}"]
-        return f"{product} would be registered."
-    if not __opts__["test"]:
-        facts["repositories"] = __salt__["kgraft_pkg.repositories"](refresh=True, lock_timeout=limits.timeout)
-    if not facts["repositories"]:
-        raise CommandExecutionError(
-            f"{product} is registered, but no enabled repository offers live patches: is its repository disabled?"
-        )
-    return f"{product} was registered."
+    if run.pokes:
+        lines.append(f"Poked {len(run.pokes)} times.{tasks.skipped(run.pokes[-1])}")
+    lines += sorted({"A poke failed: {}".format(poke["failed"]) for poke in run.pokes if "failed" in poke})
+    return "\n".join(lines) + _no_poke(look, run)
 
 
 # ----- applied
 
 
-def _apply(before, limits, options):
-    arguments.check_options(options)
-    if options.cves is not None:
-        return _apply_cves(before, limits, options)
-    return _apply_version(before, limits, options, arguments.wanted(options.version, before.status["kernelrelease"]))
+def _apply(run, options):
+    told = _begin(run, options)
+    look, steps, loads = run.before, [], True
+    if told["verdict"] != "refused":
+        loads = told["verdict"] != "bring" or __salt__["kgraft_pkg.loading"]() != "never"
+        steps = plan.of(look, told, options.settle, loads)
+    if __opts__["test"]:
+        return _promise(run, told, steps, options, loads)
+    if told["verdict"] == "refused":
+        return False, _comment(told), {}
+    look, notes, failure = _carry_out(run, steps)
+    if failure or not loads:
+        return False, _comment(told, failure or _never(told), *notes), {}
+    if options.cves is not None and steps:
+        told = _check(run, options)
+    return not told["doubt"], _comment(told, _reached(run.before, look, told), *notes), {}
 
 
-def _apply_version(before, limits, options, wanted):
-    if wanted.numbers is None:
-        offered = _available(limits, options)
-        if not offered:
-            raise CommandExecutionError(_not_offered(before))
-        wanted = wanted._replace(numbers=arguments.numbers(offered[0]))
-        options = options._replace(refresh=False)
-    look, notes = before, []
-    if not wanted.is_met_by(looks.running(look)):
-        target = _target(look, limits, options, wanted)
-        if __opts__["test"]:
-            return _would_bring(look, limits, options, target)
-        options = options._replace(refresh=False)
-        if look.status["state"] == "in_progress":
-            # the kernel would refuse a second patch
-            _wait(look, limits, "Nothing was installed. ")
-            look = _machine()
-        if not wanted.is_met_by(looks.running(look)):
-            look, notes = _bring(look, limits, options, _target(look, limits, options, wanted))
-    if look.status["state"] == "in_progress" and options.settle:
-        if __opts__["test"]:
-            return _would_wait(look, limits), looks.differences(look.facts, looks.ended(look))
-        _wait(look, limits)
-        look = _machine()
-        if not wanted.is_met_by(looks.running(look)):
-            raise CommandExecutionError(f"The transition ended otherwise than it began: {looks.active(look)}.")
-    return " ".join([_reached(before, look)] + notes + _caveats(look)), {}
+def _begin(run, options):
+    """Take the first look; return what ``kgraft_pkg.check`` makes of it."""
+    _kernel()
+    _be_loaded("kgraft_pkg.check", "kgraft_security.cves")
+    _be_writable()
+    told = _check(run, options, refresh=options.refresh and not __opts__["test"])
+    package = told["package"]
+
+    def machine():
+        """The kernel, and the package, which is asked for again only after something was done to it."""
+        look, facts = _kernel(), {}
+        if package:
+            facts[package] = __salt__["kgraft_pkg.installed"]() if run.installed else told["installed"]
+        return look._replace(package=package, facts=dict(look.facts, **facts))
+
+    run.look = machine
+    run.before = machine()
+    return told
 
 
-def _target(look, limits, options, wanted):
-    """
-    The version to bring: the newest that is wanted. Refused where there is none, or where it would be a step back.
-    """
-    installed = look.facts[look.package]
-    if not options.allow_downgrade:
-        for version, how in ((looks.running(look), "active"), (installed, "installed")):
-            if wanted.is_older_than(version):
-                least = wanted.numbers[0]
-                raise CommandExecutionError(f"newer is {how}: {version}; write >={least} or allow_downgrade: True")
-    if not wanted.at_least and arguments.numbers(installed) == wanted.numbers:
-        return installed
-    offered = _available(limits, options)
-    fitting = [version for version in offered + [installed] if wanted.is_met_by(version)]
-    if fitting:
-        return max(fitting, key=arguments.numbers)
-    if not offered:
-        raise CommandExecutionError(_not_offered(look))
-    comment = f"No enabled repository offers {look.package} in version {wanted.text}; there is "
-    raise CommandExecutionError(comment + ", ".join(offered) + ".")
+def _be_loaded(*functions):
+    for function in functions:
+        if function not in __salt__:
+            raise CommandExecutionError(
+                "The module {} is not loaded on this minion: live patches as packages need zypper."
+                " kgraft.settled works here.".format(function.split(".")[0])
+            )
 
 
-def _available(limits, options):
-    refresh = options.refresh and not __opts__["test"]
-    return __salt__["kgraft_pkg.available"](refresh=refresh, lock_timeout=limits.timeout)
-
-
-def _not_offered(look):
-    comment = f"No enabled repository offers {look.package}; kgraft.activated sees to that."
-    others = ", ".join(map(" ".join, sorted(__salt__["kgraft_pkg.other_kernels"]().items())))
-    if others:
-        comment += f" For kernels that do not run now there is {others}: reboot into one of them."
-    return comment
-
-
-def _bring(look, limits, options, target):
-    """
-    Install, and load if installing did not; an exit code proves neither, the kernel does.
-    """
-    notes = []
-    if look.facts[look.package] != target:
-        told = __salt__["kgraft_pkg.install"](
-            version=target, allow_downgrade=options.allow_downgrade, refresh=False, lock_timeout=limits.timeout
+def _be_writable():
+    if __salt__["kgraft_pkg.transactional"]():
+        raise CommandExecutionError(
+            "The root file system is read-only here: only transactional-update changes its packages, and a reboot"
+            " brings them. Nothing was done."
         )
-        notes += ["zypper: {}.".format(warning.rstrip(".")) for warning in told["warnings"]]
-        look = _machine()
-    elif looks.running(look):
-        notes.append(f"It was installed; the kernel ran {looks.running(look)}, as from an older initrd.")
-    if looks.running(look) == target:
-        return look, notes
-    not_loaded = f"{look.package} {target} is installed, but not loaded"
-    if __salt__["kgraft_pkg.loading"]() == "never":
-        raise CommandExecutionError(f"{not_loaded}: {NEVER}.")
-    if look.status["state"] == "in_progress":
-        # another transition came in between, so the package's script was refused
-        _wait(look, limits, f"{not_loaded}. ")
-    try:
-        __salt__["kgraft.load"](looks.module(look.package, target))
-    except CommandExecutionError as err:
-        raise CommandExecutionError(" ".join([f"{not_loaded}. {_message(err)}."] + notes)) from err
-    look = _machine()
-    if looks.running(look) != target:
-        raise CommandExecutionError(f"{not_loaded}. The kernel says: {looks.active(look)}.")
-    return look, notes
 
 
-def _would_bring(look, limits, options, target):
-    steps = []
-    if look.status["state"] == "in_progress":
-        steps.append(_would_wait(look, limits))
-    if look.facts[look.package] != target:
-        steps.append(f"{look.package} {target} would be installed.")
-    if __salt__["kgraft_pkg.loading"]() == "never":
-        if not steps:
-            raise CommandExecutionError(f"{look.package} {target} is installed, but not loaded: {NEVER}.")
-        steps.append(f"It would not be loaded: {NEVER}.")
-        facts = looks.ended(look)
+def _check(run, options, refresh=False):
+    return __salt__["kgraft_pkg.check"](
+        options.version,
+        cves=options.cves,
+        not_affected=options.not_affected,
+        allow_downgrade=options.allow_downgrade,
+        max_metadata_age=options.max_metadata_age,
+        refresh=refresh,
+        timeout=run.left(),
+    )
+
+
+def _promise(run, told, steps, options, loads):
+    """What a dry run says: the steps, and how the live run would end."""
+    look = run.before
+    changes = looks.differences(look.facts, steps[-1].facts if steps else look.facts)
+    said = [_would_wait(look, run)] if any(step.kind == "wait" for step in steps) else []
+    said += plan.words(steps)
+    if not loads:
+        said.append(f"It would not be loaded: {NEVER}." if steps else _never(told))
+    if options.refresh and (told["stale"] or told["unread"]):
+        said.append(f"The repositories would be read again first, and what they then offer is {NOT_KNOWN}.")
+        return None, _comment(dict(told, doubt=None), *said), changes
+    if told["verdict"] == "refused" or told["doubt"] or not loads:
+        return False, _comment(told, *said), changes
+    if steps:
+        return None, _comment(told, *said), changes
+    return True, _comment(told, _reached(look, look, told)), {}
+
+
+def _never(told):
+    return "{} {} is installed, but not loaded: {}.".format(told["package"], told["target"], NEVER)
+
+
+def _carry_out(run, steps):
+    """Take one step after the other, and look after each; return the last look, notes, and what failed, if any did."""
+    look, notes, done = run.before, [], "Nothing was installed. "
+    for step in steps:
+        if plan.holds(step, look):
+            continue  # as when the package's script has loaded the patch
+        try:
+            if step.kind == "load" and look.status["state"] == "in_progress":
+                # another transition came in between, so the package's script was refused
+                _wait(look, run, done)
+            notes += _take(step, look, run, "" if step.kind == "settle" else done)
+            look = run.look()
+        except CommandExecutionError as err:
+            return look, notes, done.replace("Nothing was installed. ", "") + _message(err)
+        if not plan.holds(step, look):
+            return look, notes, done + plan.FAILED[step.kind].format(step.name, looks.active(look))
+        if step.kind == "install":
+            done = f"{step.name} is installed, but not loaded. "
+    return look, notes, None
+
+
+def _take(step, look, run, done):
+    """Take one step; return notes."""
+    if step.kind in ("wait", "settle"):
+        _wait(look, run, done)
+    elif step.kind == "unload":
+        __salt__["kgraft.unload"](step.name)
+    elif step.kind == "load":
+        __salt__["kgraft.load"](step.name)
     else:
-        module = looks.module(look.package, target)
-        steps.append("{} would be loaded{}.".format(module, " and settled" if options.settle else ""))
-        facts = looks.loaded(look, target, options.settle)
-    facts[look.package] = target
-    return " ".join(steps), looks.differences(look.facts, facts)
+        run.installed = True
+        # whether it may be an older one was asked when the plan was made
+        told = __salt__["kgraft_pkg.install"](
+            step.name.split()[1], allow_downgrade=True, refresh=False, timeout=run.left()
+        )
+        return ["zypper: {}.".format(warning.rstrip(".")) for warning in told["warnings"]]
+    return []
 
 
-def _reached(before, look):
+def _reached(before, look, told):
+    if told["reason"]:
+        return told["reason"]
     if look.status["state"] == "in_progress":
         return f"{looks.moving(look)} and settles without being waited for (settle: False)."
-    already = "already " if before.facts == look.facts else ""
     if not looks.running(look):
         return looks.active(look).capitalize() + "."
-    return f"{looks.running(look)} is {already}applied and settled."
+    already = "already " if before.facts == look.facts else ""
+    newest = ", and is the newest offered as of {}".format(told["as_of"]) if told["wish"] == "latest" else ""
+    return f"{looks.running(look)} is {already}applied and settled{newest}."
 
 
-def _caveats(look):
-    """
-    What is true beside the success, and will matter later.
-    """
-    caveats = []
-    running, installed = looks.running(look), look.facts[look.package]
-    if running and installed is None:
-        caveats.append("No package holds it: after a reboot it may be gone.")
-    elif running and running != installed:
-        caveats.append(f"The package holds {installed}: the next boot may bring that one.")
-    until = __salt__["kgraft_security.supported_until"]()
-    if until:
-        left = (datetime.datetime.strptime(until, "%Y-%m-%d").date() - datetime.date.today()).days
-        if left < 0:
-            caveats.append(f"Live patches for this kernel ended on {until}: boot a newer one.")
-        elif left <= WARN_DAYS:
-            caveats.append(f"Live patches for this kernel end on {until}, in {left} days: plan a newer one.")
-    return caveats
+def _comment(told, *sentences):
+    """The sentences, what else will matter, a line for each CVE, and what is in doubt or was not read."""
+    reason = [told["reason"]] if told["verdict"] == "refused" else []
+    lines = [" ".join([*sentences, *reason, *told["notes"]])]
+    lines += [f"{cve}: {answer}" for cve, answer in (told["cves"] or {}).items()]
+    return tasks.lines("\n".join([*lines, told["doubt"] or ""]).strip(), told["unread"])
 
 
-# ----- applied, judged by CVEs
+# ----- activated
 
 
-def _apply_cves(before, limits, options):
-    kernel = before.status["kernelrelease"]
-    if any(fnmatch.fnmatchcase(kernel, pattern) for pattern in options.not_affected or []):
-        return "{} never had {}: this is the word of not_affected.".format(kernel, ", ".join(options.cves)), {}
-    look = before
-    if look.status["state"] == "in_progress" and options.settle and not __opts__["test"]:
-        _wait(look, limits, "Nothing was installed. ")
-        look = _machine()
-    answers, unfixed = _verdicts(options)
-    if unfixed and options.refresh and not __opts__["test"]:
-        _available(limits, options)
-        answers, unfixed = _verdicts(options)
-    wanted = _bringing(look, unfixed)
-    if wanted:
-        comment, promised = _apply_version(look, limits, options._replace(refresh=False), wanted)
-        if not __opts__["test"]:
-            answers, unfixed = _verdicts(options)
-    elif look.status["state"] == "in_progress" and options.settle:
-        comment, promised = _would_wait(look, limits), looks.differences(look.facts, looks.ended(look))
-    else:
-        comment, promised = " ".join([_reached(before, look)] + _caveats(look)), {}
-    comment = "\n".join([comment] + [f"{cve}: {answers[cve]}" for cve in options.cves])
-    if any(answer.startswith("unknown") for answer in unfixed):
-        comment += "\nUnknown is no pass: if this kernel never had the bug, say so with not_affected."
-        raise CommandExecutionError(comment)
-    if unfixed and not promised:
-        raise CommandExecutionError(comment + "\nThe live patches that there are do not fix them all.")
-    return comment, promised
+def _activate(run, packages, register, refresh, subscription):
+    _kernel()
+    _be_loaded("kgraft_pkg.repositories")
+    _be_writable()
+    offers = __salt__["kgraft_pkg.repositories"](timeout=run.left())
+    base = __salt__["kgraft_pkg.base"](packages, timeout=run.left())
+    facts, test, said, product = dict(base, repositories=offers["offering"]), __opts__["test"], [], None
+    run.before = looks.Look(None, None, None, dict(facts))
+    run.look = lambda: looks.Look(None, None, None, _provisions(run, packages, product))
+    if not offers["offering"] and refresh and not test:
+        offers = __salt__["kgraft_pkg.repositories"](refresh=True, timeout=run.left())
+    if not offers["offering"]:
+        if not register:
+            return False, tasks.lines(NOT_OFFERED, offers["unread"]), {}
+        told = __salt__["kgraft_subscription.register"](test=test, timeout=run.left(), **subscription)
+        if told["changed"]:
+            product = told["product"]
+            said.append("{} {} registered.".format(product, "would be" if test else "was"))
+            facts.update({product: "Registered", "repositories": NOT_KNOWN})
+        if not test:
+            offers = __salt__["kgraft_pkg.repositories"](refresh=True, timeout=run.left())
+        if not offers["offering"] and not (test and product):
+            said.append("{} is registered, but no enabled repository offers live patches: is its repository disabled?")
+            return False, tasks.lines(" ".join(said).format(told["product"]), offers["unread"]), {}
+    missing = [package for package in sorted(base) if base[package] is None]
+    if missing and test:
+        said.append("{} would be installed.".format(", ".join(missing)))
+        facts.update((package, NOT_KNOWN) for package in missing)
+    elif missing:
+        run.installed = True
+        __salt__["kgraft_pkg.install_base"](packages, timeout=run.left())
+    if test and said:
+        return None, " ".join(said), looks.differences(run.before.facts, facts)
+    said.append("Live patches are offered by {}.".format(", ".join(offers["offering"])))
+    said += ["Installed: {}.".format(", ".join(sorted(base)))] if base else []
+    return True, tasks.lines(" ".join(said), offers["unread"]), {}
 
 
-def _verdicts(options):
-    """Return the answer for each CVE, and the answers that are no success."""
-    answers = __salt__["kgraft_security.cves"](*options.cves)
-    unfixed = [answer for answer in answers.values() if not answer.startswith("fixed")]
-    if not options.settle:
-        unfixed = [answer for answer in unfixed if not answer.endswith("not settled")]
-    return answers, unfixed
-
-
-def _bringing(look, unfixed):
-    """
-    The patch that brings the fixes: the newest for an open one; for a pending one that which is here is enough.
-    """
-    if any(answer.startswith("open") for answer in unfixed):
-        return arguments.wanted("latest", None)
-    here = max(looks.running(look), look.facts[look.package], key=arguments.numbers)
-    if here and any(answer.startswith("pending") for answer in unfixed):
-        return arguments.wanted(f">={here}", None)
-    return None
+def _provisions(run, packages, product):
+    """What is offered, installed and registered now."""
+    facts = dict(__salt__["kgraft_pkg.base"](packages, timeout=run.left()))
+    facts["repositories"] = __salt__["kgraft_pkg.repositories"](timeout=run.left())["offering"]
+    return dict(facts, **({product: "Registered"} if product else {}))

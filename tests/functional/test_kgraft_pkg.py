@@ -237,7 +237,7 @@ def test_install_gives_up_when_the_lock_does_not_come_free(kgraft_pkg, suse, hol
     with getattr(suse, holder)() as pid:
         started = time.monotonic()
         with pytest.raises(CommandExecutionError, match=rf"zypper \({pid}\)" if holder == "locked" else "by rpm"):
-            kgraft_pkg.install(lock_timeout=0.5)
+            kgraft_pkg.install(timeout=0.5)
         assert 0.5 <= time.monotonic() - started < 60
     assert suse.editions(PACKAGE) == []
 
@@ -245,7 +245,7 @@ def test_install_gives_up_when_the_lock_does_not_come_free(kgraft_pkg, suse, hol
 def test_install_goes_on_when_the_lock_comes_free(kgraft_pkg, suse):
     with suse.locked() as pid:
         ender = subprocess.Popen(["sh", "-c", f"sleep 0.7; kill -KILL {pid}"])
-        assert kgraft_pkg.install("2-2.1", lock_timeout=30)["new"] == "2-2.1"
+        assert kgraft_pkg.install("2-2.1", timeout=30)["new"] == "2-2.1"
     ender.wait()
 
 
@@ -254,7 +254,7 @@ def test_the_lock_of_a_zypper_that_died_is_no_lock(kgraft_pkg, suse):
         pass
     assert (suse.root / "run/zypp.pid").read_text().strip() == str(pid)
 
-    assert kgraft_pkg.install("2-2.1", lock_timeout=0)["new"] == "2-2.1"
+    assert kgraft_pkg.install("2-2.1", timeout=0)["new"] == "2-2.1"
 
 
 # The package's script and the kernel

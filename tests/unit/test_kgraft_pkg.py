@@ -121,7 +121,7 @@ def test_a_version_that_cannot_be_is_refused_with_what_to_write(kgraft_pkg, vers
         kgraft_pkg.install(version)
 
 
-@pytest.mark.parametrize("lock_timeout", [-1, "5", None, True])
-def test_a_time_out_that_is_no_time_is_refused(kgraft_pkg, lock_timeout):
-    with pytest.raises(SaltInvocationError, match="lock_timeout is "):
-        kgraft_pkg.install(lock_timeout=lock_timeout)
+@pytest.mark.parametrize("timeout", [-1, "5", None, True])
+def test_a_time_out_that_is_no_time_is_refused(kgraft_pkg, timeout):
+    with pytest.raises(SaltInvocationError, match="timeout is "):
+        kgraft_pkg.install(timeout=timeout)
