@@ -456,7 +456,10 @@ def install(version=None, allow_downgrade=False, refresh=True, timeout=300):
         )
     warnings = _unread(unread)
     if new != old:
-        warnings += _install(packages, [(package, new)])
+        try:
+            warnings += _install(packages, [(package, new)])
+        except CommandExecutionError as err:
+            raise CommandExecutionError("; ".join([str(err), *warnings])) from err
         now = packages.installed(package)
         if now != new:
             told = "zypper ran, but {} is {}, not {}".format(package, now or "not installed", new)

@@ -1,5 +1,6 @@
 """The packages of live patches, with Salt's own zypper module, Debian's real zypper and rpm, and real repositories."""
 
+import datetime
 import os
 import pathlib
 import shutil
@@ -10,7 +11,8 @@ import pytest
 from salt.exceptions import CommandExecutionError
 
 from lab import Lab, samples
-from tests.support.packages import FAIL, KERNEL, KERNEL_15, OTHER_KERNEL, SuseRoot, package_name
+from tests.support.machine import state_of
+from tests.support.packages import FAIL, KERNEL, KERNEL_15, OTHER_KERNEL, SuseRoot, package_name, until
 
 pytest_plugins = ["tests.support.package_fixtures"]
 
@@ -36,18 +38,20 @@ def test_nothing_is_installed_at_first(kgraft_pkg):
 
 
 def test_available_lists_the_newest_first_as_rpm_compares(kgraft_pkg):
-    assert kgraft_pkg.available() == ["10-2.1", "9-2.2", "2-2.1", "2-1.1", "1-8.5.1"]
-    assert kgraft_pkg.available(OTHER_KERNEL) == ["6-2.1", "1-1.1"]
-    assert kgraft_pkg.available(KERNEL_15) == ["10-150400.2.1", "9-2.1", "1-150400.9.3.1"]
+    assert kgraft_pkg.available()["versions"] == ["10-2.1", "9-2.2", "2-2.1", "2-1.1", "1-8.5.1"]
+    assert kgraft_pkg.available(OTHER_KERNEL)["versions"] == ["6-2.1", "1-1.1"]
+    assert kgraft_pkg.available(KERNEL_15)["versions"] == ["10-150400.2.1", "9-2.1", "1-150400.9.3.1"]
 
 
 def test_available_is_empty_for_a_kernel_that_no_repository_knows(kgraft_pkg):
-    assert kgraft_pkg.available("4.4.180-94.1-default") == []
+    answer = kgraft_pkg.available("4.4.180-94.1-default")
+    assert (answer["versions"], answer["newest"], answer["unread"]) == ([], None, [])
 
 
 def test_available_is_empty_without_repositories(on, kernel):
     with SuseRoot(kernel.root):
-        assert on(kernel.root).kgraft_pkg.available() == []
+        answer = on(kernel.root).kgraft_pkg.available()
+        assert answer == {"versions": [], "newest": None, "as_of": None, "unread": []}
 
 
 def test_available_shows_what_came_since_only_after_a_refresh(on, kernel, new_repository):
@@ -55,13 +59,13 @@ def test_available_shows_what_came_since_only_after_a_refresh(on, kernel, new_re
     repository.add_live_patch(KERNEL, "1-1.1")
     with SuseRoot(kernel.root, repository):
         kgraft_pkg = on(kernel.root).kgraft_pkg
-        assert kgraft_pkg.available() == ["1-1.1"]
+        assert kgraft_pkg.available()["versions"] == ["1-1.1"]
 
         repository.add_live_patch(KERNEL, "2-1.1")
         repository.publish()
 
-        assert kgraft_pkg.available() == ["1-1.1"]
-        assert kgraft_pkg.available(refresh=True) == ["2-1.1", "1-1.1"]
+        assert kgraft_pkg.available()["versions"] == ["1-1.1"]
+        assert kgraft_pkg.available(refresh=True)["versions"] == ["2-1.1", "1-1.1"]
 
 
 def test_an_installed_version_that_no_repository_has_is_not_available(kgraft_pkg, suse):
@@ -69,31 +73,40 @@ def test_an_installed_version_that_no_repository_has_is_not_available(kgraft_pkg
     suse.disable("live-patching")
 
     assert kgraft_pkg.installed() == "2-2.1"
-    assert kgraft_pkg.available() == []
+    assert kgraft_pkg.available()["versions"] == []
 
 
-def test_an_unreachable_repository_is_no_obstacle_while_another_has_the_package(kgraft_pkg, suse):
-    suse.add_unreachable_repository()
+@pytest.mark.parametrize("others", [["live-patching"], []])
+def test_what_could_not_be_read_is_part_of_the_answer(kgraft_pkg, suse, others):
+    suse.add_unreachable_repository("far")
+    if not others:
+        suse.disable("live-patching")
 
-    assert kgraft_pkg.available(refresh=True)[0] == "10-2.1"
-    assert kgraft_pkg.repositories() == ["live-patching"]
+    available, repositories = kgraft_pkg.available(refresh=True), kgraft_pkg.repositories()
+
+    assert available["versions"][:1] == (["10-2.1"] if others else [])
+    assert available["as_of"] is None
+    assert repositories["offering"] == others
+    for answer in (available, repositories):
+        (sentence,) = answer["unread"]
+        assert sentence.startswith("far: ")
+        assert "token-that-nobody-may-see" not in sentence
 
 
-def test_nothing_available_and_a_repository_unreachable_is_no_answer(kgraft_pkg, suse):
+def test_nothing_to_install_and_a_repository_that_could_not_be_read_are_told_together(kgraft_pkg, suse):
     suse.add_unreachable_repository("far")
     suse.disable("live-patching")
 
-    for question in (kgraft_pkg.available, kgraft_pkg.repositories, kgraft_pkg.install):
-        with pytest.raises(CommandExecutionError, match="far") as failure:
-            question()
-        assert "token-that-nobody-may-see" not in str(failure.value)
+    with pytest.raises(CommandExecutionError, match=r"No enabled repository has .*; far: ") as failure:
+        kgraft_pkg.install()
+    assert "token-that-nobody-may-see" not in str(failure.value)
 
 
 def test_questions_are_answered_while_another_zypper_runs(kgraft_pkg, suse):
     with suse.locked():
-        assert kgraft_pkg.available()[0] == "10-2.1"
+        assert kgraft_pkg.available()["newest"] == "10-2.1"
         assert kgraft_pkg.installed() is None
-        assert kgraft_pkg.repositories() == ["live-patching"]
+        assert kgraft_pkg.repositories()["offering"] == ["live-patching"]
 
 
 def test_repositories_are_the_enabled_ones_with_live_patches_by_alias(kgraft_pkg, suse, new_repository):
@@ -101,9 +114,104 @@ def test_repositories_are_the_enabled_ones_with_live_patches_by_alias(kgraft_pkg
     tools.add_package("kernel-livepatch-tools-devel")
     suse.enable(tools)
 
-    assert kgraft_pkg.repositories() == ["live-patching"]
+    assert kgraft_pkg.repositories()["offering"] == ["live-patching"]
     suse.disable("live-patching")
-    assert kgraft_pkg.repositories() == []
+    assert kgraft_pkg.repositories() == {"offering": [], "unread": []}
+
+
+def test_repositories_are_told_by_alias_whatever_their_names(kgraft_pkg, suse, new_repository, live_patches):
+    suse.disable("live-patching")
+    empty = new_repository("empty")
+    empty.add_package("something-else")
+    suse.add_repository("variable", live_patches.url, name="Updates for $basearch, 100%")
+    suse.add_repository("twin", empty.url, name="one name")
+    suse.add_repository("other-twin", live_patches.url, name="one name")
+
+    assert kgraft_pkg.repositories()["offering"] == ["other-twin", "variable"]
+
+
+def test_zypper_takes_the_newest_of_the_repositories_of_the_highest_priority(kgraft_pkg, suse, new_repository):
+    own = new_repository("own")
+    own.add_live_patch(KERNEL, "9-2.2")
+    suse.enable(own)
+    place = suse.root / "etc/zypp/repos.d/own.repo"
+    place.write_text(place.read_text() + "priority=50\n")
+
+    answer, checked = kgraft_pkg.available(), kgraft_pkg.check()
+
+    assert (answer["newest"], answer["versions"][0]) == ("9-2.2", "10-2.1")
+    assert (checked["verdict"], checked["target"]) == ("bring", "9-2.2")
+    assert "10-2.1 is there, too, in a repository of lower priority." in checked["notes"]
+    assert kgraft_pkg.install()["new"] == "9-2.2"
+
+
+def test_a_list_is_as_old_as_the_last_refresh_that_found_it_current(kgraft_pkg, suse):
+    day = 24 * 3600
+    index = suse.root / "var/cache/zypp/raw/live-patching/repodata/repomd.xml"
+    kgraft_pkg.available(refresh=True)
+    os.utime(index, (time.time() - 2 * day,) * 2)
+    told = datetime.datetime.fromtimestamp(index.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+
+    old, other = kgraft_pkg.check(), kgraft_pkg.check(max_metadata_age=3 * day)
+
+    assert (old["as_of"], old["stale"]) == (told, ["live-patching"])
+    assert f"live-patching (as of {told})" in old["doubt"]
+    assert (other["stale"], other["doubt"]) == ([], None)
+    assert kgraft_pkg.check(refresh=True)["stale"] == []
+
+
+@pytest.mark.parametrize(
+    ("locks", "words"),
+    [
+        (["kgraft-*"], "is locked by rule 1 `kgraft-*`: zypper rl 1"),
+        (["something", "k*"], "is locked by rule 1 `k*`: zypper rl 1, then zypper al kernel-default"),
+        (["kernel-default"], None),
+    ],
+)
+def test_a_lock_is_told_with_the_way_out_before_anything_is_done(kgraft_pkg, suse, locks, words):
+    for lock in locks:
+        suse.zypper("addlock", lock)
+
+    answer = kgraft_pkg.check()
+
+    assert (answer["verdict"], answer["target"]) == ("refused" if words else "bring", "10-2.1")
+    assert (answer["reason"] or "").endswith(words or "")
+
+
+def test_a_package_that_cannot_be_installed_is_told_before_anything_is_done(on, kernel, new_repository):
+    repository = new_repository("broken")
+    repository.add_package(PACKAGE, "3-1.1", headers="Requires: nobody-has-this")
+    with SuseRoot(kernel.root, repository):
+        answer = on(kernel.root).kgraft_pkg.check()
+
+    assert answer["verdict"] == "refused"
+    assert f"zypper cannot install {PACKAGE} 3-1.1: nothing provides nobody-has-this" in answer["reason"]
+
+
+HANGS = """\
+#!/bin/sh
+case " $* " in
+    *" {verb} "*) sleep 600 & echo $! >> {pids}; trap "" TERM; sleep 600 & echo $! >> {pids}; wait; wait;;
+esac
+exec {zypper} "$@"
+"""
+
+
+@pytest.mark.parametrize("verb", ["search", "refresh"])
+def test_a_zypper_that_hangs_is_ended_with_its_children_in_time(kgraft_pkg, suse, tmp_path, monkeypatch, verb):
+    (tmp_path / "bin").mkdir()
+    program, pids = tmp_path / "bin/zypper", tmp_path / "pids"
+    program.write_text(HANGS.format(verb=verb, pids=pids, zypper=shutil.which("zypper")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    started = time.monotonic()
+    with pytest.raises(CommandExecutionError, match="zypper did not end within 2 s and was ended"):
+        kgraft_pkg.check(refresh=True, timeout=2)
+
+    assert time.monotonic() - started < 30
+    for pid in pids.read_text().split():
+        until(lambda pid=pid: not os.path.exists(f"/proc/{pid}") or state_of(int(pid)) == "Z")
 
 
 def test_a_database_that_rpm_cannot_read_is_not_an_answer(kgraft_pkg, suse):
@@ -183,7 +291,7 @@ def test_install_refuses_a_repository_whose_signature_is_broken(on, kernel, new_
         repository.sign(suse.root)
         suse.enable(repository, gpgcheck=True)
         kgraft_pkg = on(kernel.root).kgraft_pkg
-        assert kgraft_pkg.available(refresh=True) == ["1-1.1"]
+        assert kgraft_pkg.available(refresh=True)["versions"] == ["1-1.1"]
 
         repository.add_live_patch(KERNEL, "2-1.1")
         repository.sign(suse.root)
