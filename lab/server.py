@@ -202,11 +202,10 @@ class Server:
             installed.touch()
 
     def log(self, line):
-        if line:
-            line = f"[{time.monotonic() - self.started:12.6f}] {line}"
-            print(line, flush=True)
-            with open(self.kernel.root / LOG, "a", encoding="utf-8") as log:
-                log.write(line + "\n")
+        line = f"[{time.monotonic() - self.started:12.6f}] {line}"
+        print(line, flush=True)
+        with open(self.kernel.root / LOG, "a", encoding="utf-8") as log:
+            log.write(line + "\n")
 
     def run(self, listener):
         """Serve until told to stop; leaves no process of ours behind."""
