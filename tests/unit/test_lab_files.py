@@ -162,9 +162,7 @@ def test_a_cumulative_patch_raises_no_refs_and_leaves_a_stale_one(kernel):
     ("cumulative", "meanwhile", "afterwards"),
     [(True, [2, 3, 3, 5], [4, 4, 4, 5]), (False, [2, 2, 2, 5], [2, 2, 2, 5])],
 )
-def test_what_a_cumulative_patch_drops_is_being_reverted_while_it_is_applied(
-    kernel, cumulative, meanwhile, afterwards
-):
+def test_what_a_cumulative_patch_drops_is_being_reverted_while_it_is_applied(kernel, cumulative, meanwhile, afterwards):
     shared = ("vmlinux", "shared", 0)
     older = [shared, ("vmlinux", "dropped", 0), ("vmlinux", "shared", 2)]
     kernel.patch(OLDER, functions=[(*row, 2) for row in older] + [("absent", "waiting", 0, 5)])
