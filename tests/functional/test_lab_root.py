@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from lab import HERE, Lab, procfs, samples, wait_until
-from lab.root import MARKER, OWN, take
+from lab.root import MARKER, OWN, note, take
 
 ONE, TWO = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1"
 
@@ -42,18 +42,23 @@ def tree(directory):
     }
 
 
+def letter(pid):
+    return (procfs.stat(pid) or {"letter": "X"})["letter"]
+
+
 def alive(pid):
-    return (procfs.stat(pid) or {"letter": "X"})["letter"] not in "ZX"
+    return letter(pid) not in "ZX"
 
 
 # -- whose directory it is
 
 
+@pytest.mark.parametrize("content", ["mine\n", ""])
 @pytest.mark.parametrize("path", ["kernel.log", ".new/mine", "mine.new", "lab.out", "lab.sock", "proc/x", MARKER, "x"])
-def test_it_leaves_a_directory_alone_that_is_not_empty_and_not_its_own(tmp_path, path):
+def test_it_leaves_a_directory_alone_that_is_not_empty_and_not_its_own(tmp_path, path, content):
     (tmp_path / "root/sub").mkdir(parents=True)
     (tmp_path / "root" / path).parent.mkdir(exist_ok=True)
-    (tmp_path / "root" / path).write_text("mine\n")
+    (tmp_path / "root" / path).write_text(content)
     before = tree(tmp_path)
 
     assert "needs a directory to itself" in refused(tmp_path / "root")
@@ -142,12 +147,13 @@ def shown(lab):
 def test_what_a_killed_lab_left_is_cleaned_up_by_the_next_in_its_directory(tmp_path):
     """Its children run on: one asleep, one stopped, one whose parent, the session's leader, has ended."""
     stopped = f"{sys.executable} -m lab.samples stopped"
-    commands = ["sleep 3600", stopped, f"sh -c '{stopped} & exec true'"]
+    commands = ["sleep 3600", stopped, f"sh -c '(sleep 1; {stopped}; :) & exec true'"]
     with samples.process("sleep") as watched:
         lab = Lab(tmp_path / "root", run=commands, pids=[watched.pid], period=0.2)
         with lab:
-            wait_until(lambda: len([pid for pid in shown(lab) if alive(pid)]) == 4, "all of them")
-            children = set(shown(lab)) - {watched.pid}
+            wait_until(lambda: [letter(pid) for pid in shown(lab)].count("T") == 2, "both are stopped")
+            children = {pid for pid in shown(lab) if alive(pid)} - {watched.pid}
+            assert len(children) == 4
             wait_until(lambda: all(f'"{pid}"' in (lab.root / "children").read_text() for pid in children), "noted")
             lab.load(ONE)
             os.kill(lab.pid, signal.SIGKILL)
@@ -164,29 +170,38 @@ def test_what_a_killed_lab_left_is_cleaned_up_by_the_next_in_its_directory(tmp_p
             assert again.log == [f"kgr: applying patch '{ONE}'"]
 
 
-@pytest.mark.parametrize("wrong", ["start time", "session", "boot", "torn", "owner"])
-def test_nobody_else_is_ended_for_what_a_killed_lab_noted(tmp_path, wrong):
+def changed(note, **values):
+    return json.dumps({**json.loads(note), **values})
+
+
+@pytest.mark.parametrize(
+    ("change", "ended"),
+    [
+        (lambda note, pid, start, session: note, True),
+        (lambda note, pid, start, session: changed(note, processes={pid: [start + 1, session]}), False),
+        (lambda note, pid, start, session: changed(note, processes={pid: [start, session + 1]}), False),
+        (lambda note, pid, start, session: changed(note, boot_id="another"), False),
+        (lambda note, pid, start, session: changed(note, processes=[pid]), False),
+        (lambda note, pid, start, session: note[:-1], False),
+        (None, False),
+    ],
+    ids=["as noted", "start time", "session", "boot", "no pairs", "half a note", "owner"],
+)
+def test_nobody_else_is_ended_for_what_a_killed_lab_noted(tmp_path, change, ended):
     """Pids are used again, machines boot, a note may be half a note or somebody else's."""
+    run(tmp_path / "root")
     with samples.process("sleep") as process:
-        with Lab(tmp_path / "root", run=["sleep 3600"]) as lab:
-            note = (lab.root / "children").read_text()
-            (child,) = shown(lab)
-        theirs = procfs.stat(process.pid)
-        start_time, session = theirs["start_time"], theirs["session"]
-        boot = json.loads(note)["boot_id"]
-        if wrong == "start time":
-            start_time += 1
-        if wrong == "session":
-            session += 1
-        if wrong == "boot":
-            boot = "another"
-        note = f'{{"boot_id": "{boot}", "processes": {{"{process.pid}": [{start_time}, {session}]}}}}'
-        (tmp_path / "root/children").unlink()
-        (tmp_path / "root/children").write_text(note[:-1] if wrong == "torn" else note)
-        if wrong == "owner":
-            os.chown(tmp_path / "root/children", 65534, -1)
+        about = procfs.stat(process.pid)
+        start, session = about["start_time"], about["session"]
+        true = note({process.pid: [start, session]})
+        path = tmp_path / "root/children"
+        path.write_text(change(true, process.pid, start, session) if change else true)
+        if not change:
+            os.chown(path, 65534, -1)
+
         assert run(tmp_path / "root").returncode == 0
-        assert alive(process.pid)
+
+        assert alive(process.pid) is not ended
 
 
 # -- arguments

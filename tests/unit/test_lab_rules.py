@@ -461,6 +461,20 @@ def test_of_all_processes_the_kernels_own_are_not_watched(tmp_path):
     assert procfs.Processes(proc=str(tmp_path), everything=True).watched() == {731: 4242}
 
 
+def test_a_session_that_has_nobody_left_is_nobodys(tmp_path):
+    """The next one of its number is not the lab's, which would end it."""
+    write_stat(tmp_path, 731, 4242)
+    processes = procfs.Processes(proc=str(tmp_path))
+    processes.sessions.add(700)
+    assert processes.watched() == {731: 4242}
+    assert processes.children == {731: [4242, 700]}
+    (tmp_path / "731/stat").unlink()
+    assert processes.watched() == {}
+    write_stat(tmp_path, 731, 9999)
+    assert processes.watched() == {}
+    assert processes.children == {}
+
+
 def test_a_process_that_is_not_there_cannot_be_watched(tmp_path):
     with pytest.raises(ProcessLookupError):
         procfs.Processes(proc=str(tmp_path)).watch(731)
