@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -93,23 +94,27 @@ class Lab:
             self._command.append("--old")
 
     def __enter__(self):
-        self.root.mkdir(parents=True, exist_ok=True)
         environ = dict(os.environ, PYTHONPATH=str(HERE.parent))
-        with open(self.root / "lab.out", "wb") as out:
+        with tempfile.TemporaryFile("w+", errors="backslashreplace") as out:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=environ
             )
-        deadline = time.monotonic() + 20
-        while True:
             try:
-                self._ask("checks")
-            except (FileNotFoundError, ConnectionRefusedError):
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.__exit__()
-                    raise RuntimeError(f"the lab did not start: {(self.root / 'lab.out').read_text()}") from None
-                time.sleep(0.01)
-            else:
-                return self
+                wait_until(lambda: self._answers() or self._process.poll() is not None, "the lab's answer")
+                if self._process.poll() is None:
+                    return self
+                out.seek(0)
+                raise RuntimeError(f"the lab did not start: {out.read()}")
+            except BaseException:
+                self.__exit__()
+                raise
+
+    def _answers(self):
+        """It is there, and it is not another one that is at work in this directory."""
+        try:
+            return self._ask("pid") == self.pid
+        except (OSError, ValueError):
+            return False
 
     def __exit__(self, *problem):
         self._process.terminate()

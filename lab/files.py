@@ -261,12 +261,21 @@ class Kernel:
         self.write("sys/kernel/kgraft/in_progress", f"{int(flag)}\n", self.in_progress_mode)
 
     def start(self, name, **patch):
-        """Begin to apply a patch; the older active ones learn that one lies above them."""
-        for older in self.patches.values():
-            if older.active and older.name != name:
-                older.refs += 1
-                self._show(older)
+        """Begin to apply a patch; it counts as one above the older ones, or takes back what a cumulative one drops."""
         self.patch(name, **dict({"state": "applying"}, **patch))
+        patch = self.patches[name]
+        kept = {tuple(row[:3]) for row in patch.rows()}
+        for older in self.patches.values():
+            if not older.active or older is patch:
+                continue
+            if not patch.replace_all:
+                older.refs += 1
+            elif self.abi == "kgraft":
+                older.functions = [
+                    (*row, FUNCTION_STATE["reverting"] if number == 2 and tuple(row) not in kept else number)
+                    for *row, number in older.rows()
+                ]
+            self._show(older)
         if self.abi == "kgraft":
             self.in_progress(True)
 

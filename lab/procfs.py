@@ -4,6 +4,7 @@ The real processes of this machine, as far as the lab may watch them.
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from lab.files import PF_KTHREAD
@@ -43,6 +44,21 @@ def stats(pids=None, proc="/proc"):
             yield int(pid), about
 
 
+def end(sessions, *signals, timeout):
+    """Send signals to every process of these sessions, and wait until none lives, so many seconds at most."""
+
+    def living():
+        return [pid for pid, about in stats() if about["session"] in sessions and about["letter"] not in "ZX"]
+
+    for pid in living() if sessions else ():
+        for number in signals:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+    deadline = time.monotonic() + timeout
+    while sessions and living() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 class Processes:
     """
     Which processes are watched, and how often each of their threads was switched.
@@ -54,8 +70,9 @@ class Processes:
     def __init__(self, proc="/proc", everything=False, cgroups=()):
         self.proc = proc
         self.everything = everything
-        self.cgroups = [CGROUPS / str(path).lstrip("/") if not os.path.isdir(path) else Path(path) for path in cgroups]
-        self.sessions = set()  # of the lab's own children
+        self.cgroups = cgroups
+        self.sessions = set()  # of the lab's own children,
+        self.children = {}  # who belongs to them: {pid: [start time, session]}
         self.named = {}  # pid: start time, for a pid may be used again
 
     def watch(self, pid):
@@ -79,11 +96,11 @@ class Processes:
                     with contextlib.suppress(OSError):  # the group may be gone by now
                         found += stats(Path(path, "cgroup.procs").read_text().split(), self.proc)
         if self.everything or self.sessions:
-            found += [
-                (pid, about)
-                for pid, about in stats(proc=self.proc)
-                if self.everything or about["session"] in self.sessions
-            ]
+            everyone = list(stats(proc=self.proc))
+            self.sessions &= {about["session"] for _, about in everyone}  # who is next of this number is not ours
+            own = [(pid, about) for pid, about in everyone if about["session"] in self.sessions]
+            self.children = {pid: [about["start_time"], about["session"]] for pid, about in own}
+            found += everyone if self.everything else own
         pids = {pid: about["start_time"] for pid, about in found if not about["kernel"]}
         pids.update(self.named)
         pids.pop(os.getpid(), None)

@@ -7,11 +7,13 @@ an argument. What is refused raises ``OSError`` with the kernel's own number.
 
 import errno
 import os
+import re
 import time
 
 from lab.files import module_name
 
 SIGNAL_EVERY = 15  # upstream livepatch: checks from one fake signal to the next
+MODULE = re.compile(r"\w[\w.+-]{0,54}", re.ASCII)  # what may be the name of one, and is only a name as a path, too
 ASLEEP = "SR"  # what the fake signal moves: ordinary sleepers and what runs anyway; not D, T, t, Z
 
 
@@ -68,11 +70,13 @@ class Rules:
 
     def load(self, name, **patch):
         """insmod: begin to apply a patch."""
+        if not MODULE.fullmatch(name):
+            refuse(errno.EINVAL, f"{name!r} is no name of a module")
         if self.find(name):
             refuse(errno.EEXIST, f"{name} is loaded")
         if self.running:
             self._appear_for_a_moment(name, patch)
-            refuse(self._busy(), f"{self.running.name} is in transition")
+            self._refuse_while_one_runs()
         self._say(f"kgr: applying patch '{name}'", f"livepatch: enabling patch '{module_name(name)}'")
         self._flag_all()
         self.kernel.start(name, **patch)
@@ -84,12 +88,12 @@ class Rules:
         if self.kernel.abi == "livepatch" and self.running is patch and patch.state == "applying":
             self._reverse(patch)
             return
-        if self.running:
-            refuse(self._busy(), f"{self.running.name} is in transition")
-        if not patch.active:
-            refuse(errno.EINVAL, f"{name} is not active")
         if self.kernel.abi == "kgraft" and patch.refs:
-            refuse(errno.EBUSY, f"{patch.refs} newer patches lie above {name}")
+            self._cannot_patch(errno.EBUSY, "this patch is still referenced")
+        if self.running:
+            self._refuse_while_one_runs()
+        if not patch.active:
+            self._cannot_patch(errno.EINVAL, "this one was already reverted")
         self._say(
             f"kgr: reverting patch '{patch.name}'", f"livepatch: '{patch.module}': starting unpatching transition"
         )
@@ -101,13 +105,13 @@ class Rules:
         """rmmod."""
         patch = self.find(name) or refuse(errno.ENOENT, f"{name} is not loaded")
         if patch.active:
-            refuse(errno.EAGAIN if self.kernel.abi == "livepatch" else errno.EBUSY, f"{name} is in use")
+            refuse(errno.EAGAIN, f"{name} is in use")
         self.kernel.remove(patch.name)
 
     def drop_flags(self):
         """``0`` written to kGraft's ``in_progress``: every flag goes, also one left over from before."""
-        self.log("WARNING: kgr: in_progress was cleared by hand, the consistency of the patch is not guaranteed")
         self._cross()
+        self.log("kgr: all processes marked as migrated on admin's request")
 
     def force(self, name):
         """``1`` written to livepatch's ``force``."""
@@ -154,11 +158,18 @@ class Rules:
         threads = [thread for task in self.kernel.tasks.values() for thread in task.threads.values()]
         return any(thread.blocking and (self.old or thread.letter != "Z") for thread in threads)
 
-    def _busy(self):
-        return errno.EBUSY if self.kernel.abi == "livepatch" else errno.EAGAIN
+    def _refuse_while_one_runs(self):
+        number = errno.EBUSY if self.kernel.abi == "livepatch" else errno.EAGAIN
+        self._cannot_patch(number, "another patching not yet finalized")
+
+    def _cannot_patch(self, number, why):
+        self._say(f"kgr: can't patch, {why}", "")
+        refuse(number, why)
 
     def _say(self, kgraft, livepatch):
-        self.log(kgraft if self.kernel.abi == "kgraft" else livepatch)
+        line = kgraft if self.kernel.abi == "kgraft" else livepatch
+        if line:
+            self.log(line)
 
     def _appear_for_a_moment(self, name, patch):
         if self.kernel.abi == "kgraft":
@@ -272,7 +283,7 @@ class Rules:
 
     def _end(self):
         word = "unpatching" if self.running.state == "reverting" else "patching"
-        self._say(f"kgr: {word} succeeded", f"livepatch: '{self.running.module}': {word} complete")
+        self._say("kgr: patching succeeded", f"livepatch: '{self.running.module}': {word} complete")
         self.kernel.finish()
         self.running = self.due = None
         self.baseline = {}

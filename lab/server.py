@@ -9,21 +9,17 @@ import functools
 import json
 import os
 import select
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from pathlib import Path
 
 from lab import client, files, procfs
+from lab.root import CHILDREN, LOG, inside, note
 from lab.rules import Rules
 
-MARKER = ".kgraft-lab"
-LOG = "kernel.log"
 PERIOD = {"kgraft": 2.0, "livepatch": 1.0}
 RELEASE = {"kgraft": "4.4.180-94.100-default", "livepatch": "6.4.0-150600.23.25-default"}
 LOOK = 0.02  # seconds between two looks at the flagged threads
@@ -31,21 +27,6 @@ IDLE = 0.01  # and at the files that users write to, when nothing is flagged
 SHOW = 0.25  # seconds between two looks for new and gone processes
 START_TIMEOUT = 2  # seconds that children get at most until they sleep,
 QUIET = 0.1  # which is when they did not move for so long
-
-
-def prepare(root):
-    """Make ``root`` ours: a directory of its own, or one where a lab was before."""
-    root = Path(root).resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    marker = root / MARKER
-    if not marker.exists() and ((root / "proc").exists() or (root / "sys").exists()):
-        raise SystemExit(f"{root} has a proc or sys of its own: the lab needs a directory to itself")
-    marker.touch()
-    for name in ("proc", "sys", ".new"):
-        shutil.rmtree(root / name, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(root / LOG)
-    return root
 
 
 class RevertFile:
@@ -178,6 +159,7 @@ class Server:
         )
         self.processes = procfs.Processes(everything=options.all, cgroups=options.cgroup)
         self.children = []
+        self.noted = {}
         self.stopping = False
         # Pid 1 must be there for a reader to believe that he sees all; it is the real one, and not watched.
         self.kernel.exit(2)
@@ -198,15 +180,15 @@ class Server:
         self.controls = Controls(self.kernel, self.rules, self.log)
         for name in options.install:
             installed = self.kernel.root / "lib/modules" / self.kernel.release / options.abi / f"{name}.ko"
+            inside(self.kernel.root, installed)
             installed.parent.mkdir(parents=True, exist_ok=True)
             installed.touch()
 
     def log(self, line):
-        if line:
-            line = f"[{time.monotonic() - self.started:12.6f}] {line}"
-            print(line, flush=True)
-            with open(self.kernel.root / LOG, "a", encoding="utf-8") as log:
-                log.write(line + "\n")
+        line = f"[{time.monotonic() - self.started:12.6f}] {line}"
+        print(line, flush=True)
+        with open(self.kernel.root / LOG, "a", encoding="utf-8") as log:
+            log.write(line + "\n")
 
     def run(self, listener):
         """Serve until told to stop; leaves no process of ours behind."""
@@ -216,9 +198,11 @@ class Server:
         try:
             for command in self.options.run:
                 # A session of its own, by which its descendants are known and ended.
-                child = subprocess.Popen(shlex.split(command), stdin=subprocess.DEVNULL, start_new_session=True)
+                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
                 self.children.append(child)
                 self.processes.sessions.add(child.pid)
+                self.processes.watched()
+                self._note_children()
             if self.children:
                 self._wait_for_children()
             for pid in self.options.pid:
@@ -240,6 +224,11 @@ class Server:
                 break
             time.sleep(LOOK)
 
+    def _note_children(self):
+        if self.processes.children != self.noted:
+            self.noted = self.processes.children
+            self.kernel.write(CHILDREN, note(self.noted))
+
     def _stop(self, number, frame):
         self.stopping = True
 
@@ -255,6 +244,7 @@ class Server:
                 for child in self.children:
                     child.poll()
                 self.rules.show()
+                self._note_children()
             self.controls.settle()
             # On a machine full of watched processes a look takes its time: at most a third of a core is ours.
             pause = max(LOOK if self.rules.running else IDLE, 2 * (time.monotonic() - began))
@@ -288,6 +278,7 @@ class Server:
             "force": self.rules.force,
             "unstick": self.rules.unstick,
             "watch": self._watch,
+            "pid": os.getpid,
             "checks": lambda: self.rules.checks,
         }
 
@@ -298,36 +289,18 @@ class Server:
     def _end_children(self):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        for signals, timeout in (((signal.SIGTERM, signal.SIGCONT), 1), ((signal.SIGKILL,), 5)):
-            for pid in self._living_children():
-                for number in signals:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
-            deadline = time.monotonic() + timeout
-            while self._living_children() and time.monotonic() < deadline:
-                time.sleep(0.01)
-
-    def _living_children(self):
-        """The living processes of our children's sessions."""
-        for child in self.children:
-            child.poll()
-        return [
-            pid
-            for pid, about in procfs.stats()
-            if about["session"] in self.processes.sessions and about["letter"] not in "ZX"
-        ]
+        procfs.end(self.processes.sessions, signal.SIGTERM, signal.SIGCONT, timeout=1)
+        procfs.end(self.processes.sessions, signal.SIGKILL, timeout=5)
 
 
 def serve(root, options):
-    """Run a lab in ``root`` until SIGTERM or SIGINT."""
-    root = prepare(root)
+    """Run a lab in ``root``, which ``take`` gave, until SIGTERM or SIGINT."""
     server = Server(root, options)
     with socket.socket(socket.AF_UNIX) as listener, client.socket_path(root) as path:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
         listener.bind(path)
         listener.listen(64)
         try:
             server.run(listener)
         finally:
-            os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):  # the directory may be gone by now
+                os.unlink(path)

@@ -62,6 +62,26 @@ def test_the_whole_job_from_load_to_ready(tmp_path, salt_on):
             assert salt.kgraft.summary() == "ready kgraft_patch_1_2_1"
 
 
+def test_a_cumulative_patch_that_drops_a_function_is_one_transition_and_names_the_new_one(tmp_path, salt_on):
+    with samples.process("sleep") as sleeper, Lab(tmp_path / "lab", period=0.2, pids=[sleeper.pid]) as lab:
+        salt = salt_on(lab)
+        lab.load(ONE, functions=[("vmlinux", "shared", 0, 1), ("vmlinux", "dropped", 0, 1)])
+        salt.kgraft.poke()
+        salt.kgraft.wait(timeout=20)
+        lab.load(TWO, functions=[("vmlinux", "shared", 0, 1)])
+        table = (lab.root / f"sys/kernel/kgraft/{ONE}/state").read_text()
+        assert [line.split()[-1] for line in table.splitlines()[1:]] == ["2", "3"]
+        assert salt.kgraft.summary().startswith("in_progress kgraft_patch_2_2_1 apply 1 blocking: ")
+        assert {name: patch["state"] for name, patch in salt.kgraft.patches().items()} == {
+            "kgraft_patch_1_2_1": "applied",
+            "kgraft_patch_2_2_1": "applying",
+        }
+        salt.kgraft.poke()
+        salt.kgraft.wait(timeout=20)
+        assert salt.kgraft.summary() == "ready kgraft_patch_2_2_1"
+        assert salt.kgraft.patches()["kgraft_patch_1_2_1"]["state"] == "inactive"
+
+
 def test_a_revert_reaches_the_kernel_through_its_file(tmp_path, salt_on):
     with samples.process("stopped") as stopped, Lab(tmp_path / "lab", period=0.2) as lab:
         salt = salt_on(lab)

@@ -186,10 +186,13 @@ def test_an_empty_refs_is_a_failed_look_and_not_a_kernel_that_has_none(kernel, k
 
 def test_a_replaced_patch_stays_as_an_inactive_directory_with_a_stale_refs(kernel, kgraft):
     kernel.patch("kgraft-patch-1-2_2")
+    kernel.start("kgraft-patch-1-3_2", replace_all=False)
+    kernel.finish()
     kernel.start(PATCH)
     kernel.finish()
     assert {name: patch["state"] for name, patch in kgraft.patches().items()} == {
         "kgraft_patch_1_2_2": "inactive",
+        "kgraft_patch_1_3_2": "inactive",
         MODULE: "applied",
     }
     assert kgraft.patches()["kgraft_patch_1_2_2"]["refs"] == 1

@@ -8,7 +8,7 @@ import pytest
 
 from lab.files import Kernel
 
-NAME, OLDER = "kgraft-patch-2-2_1", "kgraft-patch-1-2_1"
+NAME, OLDER, STACKED = "kgraft-patch-2-2_1", "kgraft-patch-1-2_1", "kgraft-patch-1-3_1"
 
 
 def read(kernel, path):
@@ -21,6 +21,15 @@ def mode(kernel, path):
 
 def names(kernel, path):
     return sorted(os.listdir(kernel.root / path))
+
+
+def refs(kernel, name):
+    return int(read(kernel, f"sys/kernel/kgraft/{name}/refs"))
+
+
+def states(kernel, name):
+    """The states of a patch's functions, in its order."""
+    return [int(line.split()[-1]) for line in read(kernel, f"sys/kernel/kgraft/{name}/state").splitlines()[1:]]
 
 
 def test_kgraft_exists_from_boot_also_with_no_patch_loaded(make_kernel):
@@ -137,6 +146,31 @@ def test_a_stacked_patch_counts_as_a_reference_until_it_is_reverted(kernel):
     kernel.revert(NAME)
     kernel.finish()
     assert read(kernel, f"sys/kernel/kgraft/{OLDER}/refs") == "0\n"
+
+
+def test_a_cumulative_patch_raises_no_refs_and_leaves_a_stale_one(kernel):
+    kernel.patch(OLDER)
+    kernel.start(STACKED, replace_all=False)
+    kernel.finish()
+    kernel.start(NAME)
+    assert [refs(kernel, name) for name in (OLDER, STACKED, NAME)] == [1, 0, 0]
+    kernel.finish()
+    assert [refs(kernel, name) for name in (OLDER, STACKED, NAME)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("cumulative", "meanwhile", "afterwards"),
+    [(True, [2, 3, 3, 5], [4, 4, 4, 5]), (False, [2, 2, 2, 5], [2, 2, 2, 5])],
+)
+def test_what_a_cumulative_patch_drops_is_being_reverted_while_it_is_applied(kernel, cumulative, meanwhile, afterwards):
+    shared = ("vmlinux", "shared", 0)
+    older = [shared, ("vmlinux", "dropped", 0), ("vmlinux", "shared", 2)]
+    kernel.patch(OLDER, functions=[(*row, 2) for row in older] + [("absent", "waiting", 0, 5)])
+    kernel.start(NAME, functions=[(*shared, 1), ("vmlinux", "new", 0, 1)], replace_all=cumulative)
+    assert (states(kernel, OLDER), states(kernel, NAME)) == (meanwhile, [1, 1])
+    assert read(kernel, "sys/module/kgraft_patch_1_2_1/refcnt") == "1\n"
+    kernel.finish()
+    assert (states(kernel, OLDER), states(kernel, NAME)) == (afterwards, [2, 2])
 
 
 def test_modules_are_listed_newest_first(kernel):

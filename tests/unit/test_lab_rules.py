@@ -7,7 +7,15 @@ import pytest
 from lab import procfs
 from lab.rules import Rules
 
-ONE, TWO = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1"
+ONE, TWO, THREE = "kgraft-patch-1-2_1", "kgraft-patch-2-2_1", "kgraft-patch-3-2_1"
+BUSY, REFERENCED, REVERTED = (
+    f"kgr: can't patch, {why}"
+    for why in (
+        "another patching not yet finalized",
+        "this patch is still referenced",
+        "this one was already reverted",
+    )
+)
 
 
 class Processes:
@@ -292,11 +300,69 @@ def test_a_patch_with_others_above_it_is_busy_and_a_reverted_one_invalid(world):
     assert refused(here.rules.revert, "nix") == errno.ENOENT
 
 
+def test_a_replaced_patch_with_a_stale_refs_is_busy_and_one_without_is_invalid(world):
+    here = world()
+    for name, cumulative in ((ONE, True), (TWO, False), (THREE, True)):
+        here.rules.load(name, replace_all=cumulative)
+        here.later(2)
+    assert here.read(f"sys/kernel/kgraft/{ONE}/refs") == "1\n"
+    assert refused(here.rules.revert, ONE) == errno.EBUSY
+    assert refused(here.rules.revert, TWO) == errno.EINVAL
+
+
+def test_the_log_tells_in_the_kernels_words_why_an_order_is_refused(world):
+    here = world()
+    here.rules.load(ONE)
+    here.later(2)
+    here.rules.load(TWO, replace_all=False)
+    del here.log[:]
+    # what lies below is told first, also while a transition runs
+    assert refused(here.rules.revert, ONE) == errno.EBUSY
+    assert refused(here.rules.load, THREE) == errno.EAGAIN
+    assert refused(here.rules.revert, TWO) == errno.EAGAIN
+    here.later(2)
+    here.rules.revert(TWO)
+    here.later(2)
+    assert refused(here.rules.revert, TWO) == errno.EINVAL
+    assert [line for line in here.log if "can't" in line] == [REFERENCED, BUSY, BUSY, REVERTED]
+
+
+def test_the_end_of_a_revert_is_told_as_that_of_an_application(world):
+    here = world()
+    here.rules.load(ONE)
+    here.later(2)
+    here.rules.revert(ONE)
+    here.later(2)
+    assert here.log == [
+        f"kgr: applying patch '{ONE}'",
+        "kgr: patching succeeded",
+        f"kgr: reverting patch '{ONE}'",
+        "kgr: patching succeeded",
+    ]
+
+
+def test_livepatch_refuses_without_a_word_in_the_log(world):
+    here = world("livepatch")
+    here.task(731)
+    here.rules.load("livepatch_8_2_1")
+    told = list(here.log)
+    assert refused(here.rules.load, "livepatch_9_2_1") == errno.EBUSY
+    assert here.log == told
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../../escaped", "/proc/nix", "a/b", "a\nb", "-x", "x" * 56, "ü"])
+def test_what_is_no_name_of_a_module_is_not_loaded(world, name):
+    here = world()
+    assert refused(here.rules.load, name) == errno.EINVAL
+    assert not here.in_progress
+    assert here.kernel.patches == {}
+
+
 def test_an_active_module_is_not_unloaded(world):
     here = world()
     here.rules.load(ONE)
     here.later(2)
-    assert refused(here.rules.unload, ONE) == errno.EBUSY
+    assert refused(here.rules.unload, ONE) == errno.EAGAIN
     here.rules.revert(ONE)
     here.later(2)
     here.rules.unload(ONE)
@@ -393,6 +459,20 @@ def test_of_all_processes_the_kernels_own_are_not_watched(tmp_path):
     write_stat(tmp_path, 731, 4242)
     (tmp_path / "uptime").touch()
     assert procfs.Processes(proc=str(tmp_path), everything=True).watched() == {731: 4242}
+
+
+def test_a_session_that_has_nobody_left_is_nobodys(tmp_path):
+    """The next one of its number is not the lab's, which would end it."""
+    write_stat(tmp_path, 731, 4242)
+    processes = procfs.Processes(proc=str(tmp_path))
+    processes.sessions.add(700)
+    assert processes.watched() == {731: 4242}
+    assert processes.children == {731: [4242, 700]}
+    (tmp_path / "731/stat").unlink()
+    assert processes.watched() == {}
+    write_stat(tmp_path, 731, 9999)
+    assert processes.watched() == {}
+    assert processes.children == {}
 
 
 def test_a_process_that_is_not_there_cannot_be_watched(tmp_path):
