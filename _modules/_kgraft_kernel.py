@@ -365,6 +365,16 @@ def _is_count(word):
     return re.match(r"\d{1,9}\Z", word, re.ASCII) is not None
 
 
+def left_in_memory(root, module):
+    """``inactive`` for a module of a live patch (taint K) that is in memory; None where there is none."""
+    directory = os.path.join(root, "sys/module", module)
+    if files.is_gone(directory):
+        return None
+    if "K" not in files.word(os.path.join(directory, "taint")):
+        raise OSError(f"{module} is in memory, and no live patch")
+    return "inactive"
+
+
 def _modules(root):
     """Module → reference count, oldest first; /proc/modules lists the newest first."""
     try:

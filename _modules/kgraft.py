@@ -483,19 +483,23 @@ def load(name):
 
 
 @_with_salts_errors
-def unload(name):
+def unload(name, test=False):
     """
     Take an inactive live patch out of memory: one that was replaced or reverted must go before it can be loaded again.
+    On livepatch such a patch is no longer among the kernel's patches, but its module is still there.
 
     name
         The patch's module, such as ``kgraft_patch_2_2_1``; ``-`` and ``_`` are
         the same.
+    test
+        Touch nothing. Default: False
 
-    Returns ``{name, state: None}``, also for a patch that is not in memory.
+    Returns ``{name, state}``: None where it is not in memory (any more), else
+    with ``test=True`` the patch's state, as :py:func:`patches` has it.
 
     Raises ``CommandExecutionError`` if the patch is not inactive, if a
-    transition is running, or if the module cannot be unloaded;
-    ``SaltInvocationError`` if ``name`` is not a module's name.
+    transition is running, or if the module is no live patch or cannot be
+    unloaded; ``SaltInvocationError`` for a bad argument.
 
     CLI Example:
 
@@ -504,18 +508,20 @@ def unload(name):
         salt '*' kgraft.unload kgraft_patch_2_2_1
     """
     wanted = _module(name)
-    known = kernel.find(kernel.available(_root()), wanted)
-    if known:
-        if known.state != "inactive":
-            raise CommandExecutionError(
-                f"{known.name} is {known.state or 'in use'}: only an inactive patch is unloaded"
-            )
-        kernel.be_ready(_root(), f"unload {wanted}")
-        answer = __salt__["kmod.remove"](wanted)
-        if isinstance(answer, str):  # kmod.remove answers a failure with a string
-            raise CommandExecutionError(answer)
-        if kernel.find(kernel.available(_root()), wanted):
-            raise CommandExecutionError(f"modprobe -r succeeded, but the kernel still has {wanted}")
+    _boolean("test", test)
+    look = kernel.available(_root())
+    known = kernel.find(look, wanted)
+    state = known.state if known else kernel.left_in_memory(_root(), wanted)
+    if test or (state is None and not known):
+        return {"name": wanted, "state": state}
+    if state != "inactive":
+        raise CommandExecutionError(f"{wanted} is {state or 'in use'}: only an inactive patch is unloaded")
+    kernel.be_ready(_root(), f"unload {wanted}")
+    answer = __salt__["kmod.remove"](wanted)
+    if isinstance(answer, str):  # kmod.remove answers a failure with a string
+        raise CommandExecutionError(answer)
+    if kernel.find(kernel.available(_root()), wanted) or kernel.left_in_memory(_root(), wanted):
+        raise CommandExecutionError(f"modprobe -r succeeded, but {wanted} is still in memory")
     return {"name": wanted, "state": None}
 
 

@@ -255,7 +255,11 @@ def check(
     told = dict.fromkeys(("target", "reason", "doubt", "running", "installed", "newest", "as_of", "package", "cves"))
     told.update(verdict="refused", wish=", ".join(cves or []), stale=[], notes=[], unread=[])
     if any(fnmatch.fnmatchcase(kernel, pattern) for pattern in not_affected or []):
-        return dict(told, verdict="good", reason=f"{kernel} never had these: this is the word of not_affected.")
+        return dict(
+            told,
+            verdict="good",
+            reason="{} never had {}: this is the word of not_affected.".format(kernel, ", ".join(cves)),
+        )
     wish = None
     if cves is None:
         wish = versions.wish(version, kernel)
@@ -317,8 +321,7 @@ def _by_version(wish, told, packages, allow_downgrade):
         newest = packages.preferred(package)
         edition = newest and (newest if wish.at_least else versions.before(newest, packages.offered(package)))
         if not edition:
-            there = f"a version before {newest}" if newest else "any version"
-            return {"newest": newest, "reason": _not_offered(package, there)}
+            return {"newest": newest, "reason": _not_offered(package, newest)}
         allow_downgrade = allow_downgrade or not wish.at_least
         wish = wish._replace(edition=edition)
     offered, preferred = [], None
@@ -328,11 +331,14 @@ def _by_version(wish, told, packages, allow_downgrade):
     verdict, target, reason = versions.judge(
         wish, told["running"], told["installed"], fitting, preferred, allow_downgrade
     )
+    if verdict == "refused" and not offered:
+        reason = _not_offered(package)
     return {"newest": preferred, "verdict": verdict, "target": target, "reason": reason}
 
 
-def _not_offered(package, what):
-    reason = f"No enabled repository offers {what} of {package}; kgraft.activated sees to that."
+def _not_offered(package, newest=None):
+    what = f"a version of {package} before {newest}" if newest else package
+    reason = f"No enabled repository offers {what}; kgraft.activated sees to that."
     others = ", ".join(map(" ".join, sorted(other_kernels().items())))
     if others:
         reason += f" For kernels that do not run now there is {others}: reboot into one of them."
@@ -542,7 +548,7 @@ def base(packages=None, timeout=300):
         packages = ["sle-module-live-patching-release", "pattern:lp_sles"]
         if name().startswith("kgraft-"):
             packages = ["sle-live-patching-release", "kgraft"]
-        elif int(__grains__.get("osmajorrelease", 15)) != 15:
+        elif int(__grains__.get("osmajorrelease", 15)) not in (12, 15):
             packages = ["pattern:kernel_livepatching"]
     elif not isinstance(packages, list) or not all(isinstance(package, str) and package for package in packages):
         raise SaltInvocationError(f"packages is {packages!r}: give a list of names")

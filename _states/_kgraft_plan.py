@@ -29,7 +29,7 @@ FAILED = {
 }
 
 
-def of(look, told, settle, loads):
+def of(look, told, settle, is_in_memory):
     """
     Return the steps.
 
@@ -39,8 +39,8 @@ def of(look, told, settle, loads):
         the answer of ``kgraft_pkg.check``; None where only the end of a transition is wanted
     settle
         whether the end of transitions is waited for
-    loads
-        whether a patch may be loaded (``LIVEPATCH_KERNEL``)
+    is_in_memory
+        tells of a module that is not active whether it is in memory all the same; None where no patch may be loaded
     """
     facts, steps = look.facts, []
     target = told and told["verdict"] == "bring" and told["target"]
@@ -50,9 +50,9 @@ def of(look, told, settle, loads):
     if not target:
         return steps
     module = looks.module(look.package, target)
-    is_to_load = loads and facts.get(module) not in looks.ACTIVE
-    if is_to_load and facts.get(module) == "inactive":
-        facts = dict(facts, **{module: None})
+    is_to_load = is_in_memory is not None and facts.get(module) not in looks.ACTIVE
+    if is_to_load and is_in_memory(module):
+        facts = {fact: value for fact, value in facts.items() if fact != module}
         steps.append(Step("unload", module, facts))
     if facts[look.package] != target:
         facts = dict(facts, **{look.package: target})

@@ -299,7 +299,7 @@ def _kernel():
 def _settle(run):
     run.look = _kernel
     run.before = look = _kernel()
-    steps = plan.of(look, None, True, False)
+    steps = plan.of(look, None, True, None)
     if not steps:
         return True, f"No transition is running; {looks.active(look)}.", {}
     if __opts__["test"]:
@@ -385,7 +385,7 @@ def _apply(run, options):
     look, steps, loads = run.before, [], True
     if told["verdict"] != "refused":
         loads = told["verdict"] != "bring" or __salt__["kgraft_pkg.loading"]() != "never"
-        steps = plan.of(look, told, options.settle, loads)
+        steps = plan.of(look, told, options.settle, _is_in_memory if loads else None)
     if __opts__["test"]:
         return _promise(run, told, steps, options, loads)
     if told["verdict"] == "refused":
@@ -395,7 +395,9 @@ def _apply(run, options):
         return False, _comment(told, failure or _never(told), *notes), {}
     if options.cves is not None and steps:
         told = _check(run, options)
-    return not told["doubt"], _comment(told, _reached(run.before, look, told), *notes), {}
+    comment = _comment(told, _reached(run.before, look, told), *notes)
+    waited = any(step.kind in ("wait", "settle") for step in steps)
+    return not told["doubt"], comment + (_no_poke(look, run) if waited else ""), {}
 
 
 def _begin(run, options):
@@ -416,6 +418,10 @@ def _begin(run, options):
     run.look = machine
     run.before = machine()
     return told
+
+
+def _is_in_memory(module):
+    return __salt__["kgraft.unload"](module, test=True)["state"] is not None
 
 
 def _be_loaded(*functions):
@@ -473,7 +479,7 @@ def _carry_out(run, steps):
     """Take one step after the other, and look after each; return the last look, notes, and what failed, if any did."""
     look, notes, done = run.before, [], "Nothing was installed. "
     for step in steps:
-        if plan.holds(step, look):
+        if step.kind != "unload" and plan.holds(step, look):
             continue  # as when the package's script has loaded the patch
         try:
             if step.kind == "load" and look.status["state"] == "in_progress":

@@ -337,6 +337,7 @@ class Kernel:
         files = self._kgraft_files(patch) if self.abi == "kgraft" else self._livepatch_files(patch)
         self._write_tree(self.directory(patch), files)
         self.write(f"sys/module/{patch.module}/refcnt", f"{int(patch.active)}\n")
+        self.write(f"sys/module/{patch.module}/taint", "OEK\n")
         self._write_modules()
 
     def _kgraft_files(self, patch):

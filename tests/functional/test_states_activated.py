@@ -47,9 +47,9 @@ def customer_center(kernel, live_patches, tmp_path, monkeypatch):
         yield server
 
 
-def newest(changes):
-    """A dry run cannot know a version, and says newest."""
-    return {fact: dict(change, new="newest") if fact in BASE else change for fact, change in changes.items()}
+def promised(changes):
+    """A dry run cannot know a version."""
+    return {fact: dict(change, new="not known before") if fact in BASE else change for fact, change in changes.items()}
 
 
 def test_a_plain_repository_is_enough(suse, activated):
@@ -58,7 +58,7 @@ def test_a_plain_repository_is_enough(suse, activated):
 
     assert (dry.result, live.result) == (None, True), live.comment
     assert live.changes == BASE
-    assert dry.changes == newest(BASE)
+    assert dry.changes == promised(BASE)
     assert "live-patching" in live.comment
     for test in (True, False):
         again = activated(test=test)
@@ -93,7 +93,11 @@ def test_it_registers_where_nobody_offers_live_patches(customer_center, activate
     dry = activated(test=True, **arguments)
     assert dry.result is None
     assert dry.comment.startswith(f"{PRODUCT} would be registered.")
-    assert dry.changes == {"repositories": {"old": [], "new": [f"those of {PRODUCT}"]}, **newest(BASE)}
+    assert dry.changes == {
+        PRODUCT: {"old": None, "new": "Registered"},
+        "repositories": {"old": [], "new": "not known before"},
+        **promised(BASE),
+    }
 
     live = activated(**arguments)
     assert live.result is True, live.comment
