@@ -12,7 +12,9 @@ import time
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-GRACE = 1.0  # seconds between SIGTERM and SIGKILL
+GRACE = 1.0  # seconds between SIGTERM and SIGKILL, and at most for the latter
+POLL = 0.05
+LONGEST = 10**6  # seconds: poll(2) counts milliseconds in an int
 
 
 def deadline(timeout):
@@ -20,7 +22,7 @@ def deadline(timeout):
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if not number or not 0 <= timeout < float("inf"):
         raise SaltInvocationError(f"timeout is {timeout!r}: give seconds, 0 or more")
-    return time.monotonic() + timeout
+    return time.monotonic() + min(timeout, LONGEST)
 
 
 def run(command, until, env=None, stdin=""):
@@ -37,30 +39,47 @@ def run(command, until, env=None, stdin=""):
         process = subprocess.Popen(command, env=environ, start_new_session=True, **pipes)
     except OSError as err:
         raise CommandExecutionError(f"{name} cannot be run: {err.strerror}") from err
+    said = None
     try:
-        stdout, stderr = process.communicate(stdin.encode(), seconds)
+        said = process.communicate(stdin.encode(), seconds)
     except subprocess.TimeoutExpired:
         # not chained: it holds the command, and the command may hold a secret
-        stdout = None
+        pass
     finally:
-        if process.returncode is None:
+        if said is None:
             _end(process)
-    if stdout is None:
+    if said is None:
         raise CommandExecutionError(f"{name} did not end within {seconds:.0f} s and was ended")
-    return {
-        "retcode": process.returncode,
-        "stdout": stdout.decode(errors="replace"),
-        "stderr": stderr.decode(errors="replace"),
-    }
+    stdout, stderr = (text.decode(errors="replace") for text in said)
+    return {"retcode": process.returncode, "stdout": stdout, "stderr": stderr}
 
 
 def _end(process):
-    """End a command that leads its own session, and those that it has started."""
+    """End a command that leads its own session, and all who are in it, whether it has ended itself or not."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+        until, told = time.monotonic() + GRACE, set()
+        left = _members(process.pid)
+        while left and time.monotonic() < until:
+            for pid in left - told:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+            told |= left
+            time.sleep(POLL)
+            left = _members(process.pid)
+    # reaped last: until then no other process and no other session can have its id
+    process.poll()
     for pipe in (process.stdin, process.stdout, process.stderr):
         with contextlib.suppress(OSError):
             pipe.close()
+
+
+def _members(session):
+    """The processes of a session that have not ended."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has just ended
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                state, _, _, its_session = stat.read().rpartition(b")")[2].split()[:4]
+            if int(its_session) == session and state not in (b"Z", b"X"):
+                found.add(int(pid))
+    return found

@@ -11,6 +11,8 @@ The registration code is given by reference only, see
 :py:mod:`kgraft_subscription <saltext.kgraft.modules.kgraft_subscription>`.
 """
 
+import time
+
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "kgraft_subscription"
@@ -28,7 +30,10 @@ def registered(name, code_from=None, product=None, url=None, timeout=600):
 
     A product that is registered already stays as it is, whatever code it was
     registered with; an expired subscription is told in the comment. To give it
-    another code, call ``kgraft_subscription.register``.
+    another code, call ``kgraft_subscription.register`` with ``renew=True``.
+
+    On SUSE Linux Enterprise 16 and SUSE Linux Micro 6, which include live
+    patching, there is nothing to do, and the comment says so.
 
     name
         A free label
@@ -48,10 +53,11 @@ def registered(name, code_from=None, product=None, url=None, timeout=600):
         keeps it for all its later calls. Default: the one it uses already
 
     timeout
-        Seconds that SUSEConnect may take. Default: ``600``
+        Seconds for all that SUSEConnect is asked and told; what is still at work
+        then is ended. Default: ``600``
 
-    With ``test=True`` the reference is followed, so that a missing code shows
-    in the dry run, but nothing is registered.
+    With ``test=True`` the reference is followed where the code would be needed,
+    so that a missing one shows in the dry run, but nothing is registered.
 
     .. code-block:: yaml
 
@@ -61,32 +67,45 @@ def registered(name, code_from=None, product=None, url=None, timeout=600):
             - url: https://rmt.example.org
     """
     ret = {"name": name, "result": False, "changes": {}, "comment": ""}
-    before = None
+    began = time.monotonic()
     try:
-        before = __salt__["kgraft_subscription.status"](product)
-        product = before["product"]
-        if before["registered"]:
-            return dict(ret, result=True, comment=f"{product} is already registered{_subscription(before)}")
-        after = __salt__["kgraft_subscription.register"](
+        found = __salt__["kgraft_subscription.register"](
             code_from=code_from, product=product, url=url, timeout=timeout, test=__opts__["test"]
         )
-        if __opts__["test"]:
-            promised = {product: {"old": before["status"], "new": "Registered"}}
-            return dict(ret, result=None, changes=promised, comment=f"{product} would be registered")
-        ret.update(result=True, comment=f"{product} was registered{_subscription(after)}")
     except (CommandExecutionError, SaltInvocationError) as err:
         ret["comment"] = str(err)
-        if before is None or __opts__["test"]:
-            return ret
-        try:
-            # SUSEConnect may have failed half-way
-            after = __salt__["kgraft_subscription.status"](product)
-        except CommandExecutionError as again:
-            ret["comment"] += f"\nWhat is true now could not be found out: {again}"
-            return ret
-    if after["status"] != before["status"]:
-        ret["changes"] = {product: {"old": before["status"], "new": after["status"]}}
-    return ret
+        before = (getattr(err, "info", None) or {}).get("before")
+        return _halfway(ret, before, began + timeout) if before else ret
+    product = found["product"]
+    if found["note"]:
+        return dict(ret, result=True, comment=found["note"])
+    if not found["changed"]:
+        return dict(ret, result=True, comment=f"{product} is already registered{_subscription(found)}")
+    if __opts__["test"]:
+        return dict(
+            ret,
+            result=None,
+            changes={product: {"old": found["before"], "new": "Registered"}},
+            comment=f"{product} would be registered",
+        )
+    return dict(
+        ret,
+        result=True,
+        changes={product: {"old": found["before"], "new": found["status"]}},
+        comment=f"{product} was registered{_subscription(found)}",
+    )
+
+
+def _halfway(ret, before, until):
+    """SUSEConnect may have done a part of its work: compare what is true now with the look before."""
+    product = before["product"]
+    try:
+        after = __salt__["kgraft_subscription.status"](product, timeout=max(0, until - time.monotonic()))
+    except CommandExecutionError as again:
+        return dict(ret, comment="{comment}\nWhat is true now could not be found out: {}".format(again, **ret))
+    if after["status"] == before["status"]:
+        return ret
+    return dict(ret, changes={product: {"old": before["status"], "new": after["status"]}})
 
 
 def _subscription(status):

@@ -1,8 +1,11 @@
 """Salt's own loader, pillar and SDB, a SUSEConnect that is a process of its own, and a server that it registers at."""
 
+import logging
 import os
 import pathlib
 import shutil
+import subprocess
+import time
 
 import pytest
 import salt.exceptions
@@ -67,7 +70,9 @@ def registered(minion, root):
 
     def run(**arguments):
         ret = minion.states.kgraft_subscription.registered("live patching", **arguments)
-        assert CODE not in str(ret.raw if hasattr(ret, "raw") else ret)
+        told = str(ret.raw if hasattr(ret, "raw") else ret)
+        assert CODE not in told
+        assert suseconnect.encoded(CODE) not in told
         return ret
 
     return run
@@ -99,6 +104,7 @@ def test_status_tells_the_subscription_without_its_code(subscription, secrets):
     assert subscription.status() == {
         "product": PRODUCT,
         "registered": True,
+        "note": None,
         "status": "Registered",
         "subscription_status": "ACTIVE",
         "starts_at": "2026-01-01 00:00:00 UTC",
@@ -108,10 +114,13 @@ def test_status_tells_the_subscription_without_its_code(subscription, secrets):
     }
 
 
-def test_a_second_registration_takes_the_new_code(subscription, server, secrets):
-    subscription.register(str(secrets / "code"))
+def test_a_second_registration_takes_the_new_code_on_demand_only(subscription, server, secrets):
+    assert subscription.register(str(secrets / "code"))["changed"] is True
     server.codes["other-code"] = suseconnect.subscription(expires_at="2031-12-31 00:00:00 UTC")
-    assert subscription.register("pillar:kgraft:other")["expires_at"].startswith("2031")
+    left = subscription.register("pillar:kgraft:other")
+    assert (left["changed"], left["expires_at"][:4]) == (False, "2028")
+    renewed = subscription.register("pillar:kgraft:other", renew=True)
+    assert (renewed["changed"], renewed["expires_at"][:4]) == (True, "2031")
 
 
 def test_a_product_that_needs_no_code_is_registered_without_one(registered, server):
@@ -172,11 +181,119 @@ def test_a_proxy_that_answers_html_is_a_failure(subscription, server):
         subscription.status()
 
 
-def test_a_server_that_does_not_answer_is_given_up(subscription, server, secrets):
+@pytest.mark.parametrize("call", ["status", "register", "deregister"])
+def test_a_server_that_does_not_answer_is_given_up(subscription, server, secrets, call):
     server.silent = True
-    with pytest.raises(salt.exceptions.CommandExecutionError, match="did not end within 0.5 seconds") as failure:
-        subscription.register(str(secrets / "code"), timeout=0.5)
+    arguments = {"code_from": str(secrets / "code")} if call == "register" else {}
+    began = time.monotonic()
+    with pytest.raises(salt.exceptions.CommandExecutionError, match="did not end within 1 s and was ended") as failure:
+        getattr(subscription, call)(timeout=0.5, **arguments)
+    assert time.monotonic() - began < 10
     assert CODE not in str(failure.value)
+
+
+def test_a_suseconnect_that_hangs_is_ended_with_the_zypper_that_it_waits_for(
+    registered, tmp_path, monkeypatch, secrets
+):
+    """Once SUSEConnect itself ended in time, and what it had started kept the state waiting."""
+    directory = tmp_path / "hanging"
+    directory.mkdir()
+    command = directory / "SUSEConnect"
+    command.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *--version*) echo 1.21.0; exit;; *--status*) echo "[]"; exit;; esac\n'
+        f"sleep 60 & echo $$ $! >{directory}/pids; wait\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory), prepend=":")
+
+    began = time.monotonic()
+    ret = registered(code_from=str(secrets / "code"), timeout=2)
+
+    assert time.monotonic() - began < 10
+    assert (ret.result, ret.changes) == (False, {})
+    assert "SUSEConnect did not end within" in ret.comment
+    for pid in (directory / "pids").read_text().split():
+        state = pathlib.Path("/proc", pid, "stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_system_that_the_server_does_not_know_is_told_in_suses_words(subscription, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(suseconnect.install(tmp_path / "new", "1.24.0")), prepend=":")
+    server.activations.clear()
+    with pytest.raises(salt.exceptions.CommandExecutionError) as failure:
+        subscription.status()
+    assert str(failure.value) == (
+        "SUSEConnect failed: the registration server said no (exit 67). "
+        "It said: Error: Registration server returned 'Invalid system credentials' (401)"
+    )
+
+
+# ---- where a code can be seen while SUSEConnect runs
+
+
+def seen_by_anybody(times):
+    """What ``ps`` shows of arguments, and of environments where it may, to a user without privileges."""
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ps", "axeww"]
+    return [subprocess.run(nobody, check=True, capture_output=True, text=True).stdout for _ in range(times)]
+
+
+def environments():
+    """Those of all processes, as root sees them."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found.append(path.read_bytes())
+        except OSError:  # it has ended, or is a kernel's
+            continue
+    return b"".join(found)
+
+
+def files_with(code, *directories):
+    paths = (path for directory in directories for path in pathlib.Path(directory).rglob("*"))
+    return [path for path in paths if path.is_file() and code.encode() in path.read_bytes()]
+
+
+@pytest.fixture
+def looks(server, tmp_path, monkeypatch, root):
+    """60 looks at the list of processes while SUSEConnect registers; the places where a file could hold the code."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    taken = []
+
+    def look():
+        if server.requests[-1] == ("POST", "/connect/systems/products"):
+            taken.extend(seen_by_anybody(60))
+            taken.append(environments().decode(errors="replace"))
+            taken.extend(str(path) for path in files_with(CODE, temporary, root))
+
+    server.during = look
+    yield taken
+    assert files_with(CODE, temporary, root) == []
+
+
+def test_nobody_sees_the_code_while_a_suseconnect_that_reads_it_registers(subscription, looks, secrets, caplog):
+    with caplog.at_level(logging.NOTSET):
+        subscription.register(str(secrets / "code"))
+    assert len(looks) == 61
+    assert all("--product" in look for look in looks[:60])
+    assert [look for look in looks if CODE in look] == []
+    assert CODE not in caplog.text
+
+
+@pytest.mark.parametrize("version", ["0.3.36", "1.13.0"])
+def test_everybody_sees_the_code_while_an_old_suseconnect_registers(
+    subscription, looks, secrets, caplog, tmp_path, monkeypatch, version
+):
+    """What the docs warn of, and the proof that the looks find what is there."""
+    monkeypatch.setenv("PATH", str(suseconnect.install(tmp_path / "old", version)), prepend=":")
+    with caplog.at_level(logging.NOTSET):
+        assert subscription.register(str(secrets / "code"))["changed"] is True
+    assert len(looks) == 61
+    assert all(CODE in look for look in looks[:60])
+    assert CODE not in looks[60]
+    assert CODE not in caplog.text
 
 
 def test_a_client_of_suse_manager_is_told_so(registered, root, secrets):

@@ -26,6 +26,7 @@ class Places:
     """The sources of the codes. They lie apart from what the daemons write."""
 
     def __init__(self, directory):
+        self.bin = directory / "bin"
         self.pillar = directory / "pillar"
         self.pillar.mkdir()
         (self.pillar / "top.sls").write_text("base: {'*': [codes]}")
@@ -67,7 +68,7 @@ def loud_master(salt_factories, places, file_root):
 @pytest.fixture(scope="module")
 def loud_minion(loud_master, salt_factories, places, tmp_path_factory):
     directory = tmp_path_factory.mktemp("system")
-    path = f"{suseconnect.install(directory / 'bin')}:{os.environ['PATH']}"
+    path = f"{suseconnect.install(places.bin)}:{os.environ['PATH']}"
     with pytest.MonkeyPatch.context() as patch:
         # the daemon takes its environment from the one, salt-call from the other
         patch.setitem(salt_factories.environ, "PATH", path)
@@ -90,7 +91,8 @@ def loud_minion(loud_master, salt_factories, places, tmp_path_factory):
 @pytest.fixture(scope="module")
 def seen(loud_master, loud_minion, places, event_listener):
     """
-    Use every code in every way, then return ``seen(code)``: the names of the files, outputs and events that hold it.
+    Use every code in every way, then return ``seen(code)``: the names of the files, outputs and events that hold it,
+    as it is or encoded as in a URL.
     """
     began = time.time()
     outputs = {}
@@ -114,12 +116,15 @@ def seen(loud_master, loud_minion, places, event_listener):
             run(f"state {kind}", salt, "state.apply", kind, succeeds=True)
             assert "was registered" in outputs[f"state {kind}"]
             assert CODES[kind] in activations.values()
-            run(f"module {kind}", salt_call, "kgraft_subscription.register", reference, succeeds=True)
+            # an old one, which takes the code on its command line
+            suseconnect.install(places.bin, "1.13.0")
+            run(f"module {kind}", salt_call, "kgraft_subscription.register", reference, "renew=True", succeeds=True)
             assert "ACTIVE" in outputs[f"module {kind}"]
+            suseconnect.install(places.bin)
             activations.pop(suseconnect.LIVE_PATCHING)
         server.silent = True
         run("timeout", salt, "kgraft_subscription.register", places.references["file"], "timeout=1", succeeds=False)
-        assert "did not end within 1 seconds" in outputs["timeout"]
+        assert "did not end within 1 s" in outputs["timeout"]
         last = time.time()
         run("literal", salt, "kgraft_subscription.register", LITERAL, succeeds=False)
 
@@ -131,12 +136,15 @@ def seen(loud_master, loud_minion, places, event_listener):
     events = event_listener.get_events([(loud_master.id, "*")], after_time=began)
 
     def seen(code):
-        found = {name for name, output in outputs.items() if code in output}
-        found.update("event" for event in events if code in str(event.data))
+        forms = (code, suseconnect.encoded(code))
+        found = {name for name, output in outputs.items() if any(form in output for form in forms)}
+        found.update("event" for event in events if any(form in str(event.data) for form in forms))
         for daemon in (loud_master, loud_minion):
             root = pathlib.Path(daemon.config["root_dir"])
             files = (path for path in root.rglob("*") if path.is_file())
-            found.update(str(path.relative_to(root)) for path in files if code.encode() in path.read_bytes())
+            for path in files:
+                text = path.read_bytes()
+                found.update(str(path.relative_to(root)) for form in forms if form.encode() in text)
         return found
 
     return seen

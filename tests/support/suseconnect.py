@@ -7,7 +7,9 @@ A stand-in for SUSEConnect and for the server that it registers at.
         prepare(root, server)                # a SLES 12 with its base product installed and registered
 
 The command keeps to the options, outputs and exit codes of SUSEConnect.8 and of SUSE/connect-ng, as far as they are
-here: --status, --product, --regcode, --url, --root, --de-register. The server speaks the part of SCC's API behind them.
+here: --status, --product, --regcode, --url, --root, --de-register, --version. From version 1.14 on it reads a code from
+standard input or a file (-r - or -r @file), from 1.24 on --status prints {"Error": …} where the server refuses. The
+server speaks the part of SCC's API behind them.
 Where the real one differs: it asks zypper for the installed products and lets zypper install the release package, here
 both are files in <root>/etc/products.d; it learns the repositories from a service's index, here from the server's
 answer; and its /etc/SUSEConnect is that of the running system even with --root.
@@ -31,6 +33,7 @@ import xml.etree.ElementTree as ET
 BASE = "SLES/12/x86_64"
 LIVE_PATCHING = "sle-live-patching/12/x86_64"
 BASE_CODE = "base-code-of-the-tests"
+VERSION = "1.21.0"
 
 TRIPLET_HELP = (
     "Please provide the product identifier in this format: <internal name>/<version>/<architecture>. You can find "
@@ -53,12 +56,19 @@ def subscription(**fields):
     }
 
 
-def install(directory):
+def encoded(code):
+    """A code as it may stand in a URL."""
+    return "".join(f"%{ord(one):02X}" for one in code)
+
+
+def install(directory, version=VERSION):
     """Put SUSEConnect into a directory and return the directory, for PATH."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     command = directory / "SUSEConnect"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I "{__file__}" "$@"\n', encoding="utf-8")
+    command.write_text(
+        f'#!/bin/sh\nSTAND_IN_VERSION={version} exec "{sys.executable}" -I "{__file__}" "$@"\n', encoding="utf-8"
+    )
     command.chmod(0o755)
     return directory
 
@@ -81,6 +91,7 @@ class Server:
     ``requests``     [(method, path)], what was asked
     ``garbled``      True: answers are not JSON
     ``silent``       True: no answer until ``close``
+    ``during``       called at each request, before it is answered: SUSEConnect waits as long
     """
 
     def __init__(self):
@@ -92,6 +103,7 @@ class Server:
         self.activations = {}
         self.requests = []
         self.garbled = self.silent = False
+        self.during = lambda: None
         self._closing = threading.Event()
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"scc": self}))
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -115,6 +127,7 @@ class Server:
     def answer(self, method, path, authorization, body):
         """The status and the JSON of an answer."""
         self.requests.append((method, path))
+        self.during()
         if self.silent:
             self._closing.wait(60)
         scheme, _, credentials = authorization.partition(" ")
@@ -158,8 +171,9 @@ class Server:
         return 201, self._service(triplet)
 
     def _unknown(self, code):
-        # the real one keeps it to itself; here it is said, for a client must not pass it on
-        return self._refusal(401, f"Unknown Registration Code {code}.")
+        # the real one keeps it to itself; here it is said, in all ways, for a client must not pass it on
+        again = f'{{"Regcode":"{code}"}} {self.url}/{encoded(code)}?regcode={code}'
+        return self._refusal(401, f"Unknown Registration Code {code}. {again}")
 
     def _refusal(self, status, message):
         return status, {"type": "error", "error": message, "localized_error": message}
@@ -378,6 +392,19 @@ class Parser(argparse.ArgumentParser):
         raise Failure(1, message)
 
 
+def code_of(given, version):
+    if version < (1, 14) or not given or not (given == "-" or given.startswith("@")):
+        return given
+    try:
+        with contextlib.nullcontext(sys.stdin) if given == "-" else open(given[1:], encoding="utf-8") as source:
+            code = source.readline().strip()
+    except OSError as err:
+        raise Failure(1, f"SUSEConnect error: failed to open token file '{given[1:]}': {err}") from err
+    if not code:
+        raise Failure(1, "SUSEConnect error: token cannot be empty after reading")
+    return code
+
+
 def main(argv, out=print):
     parser = Parser(prog="SUSEConnect", allow_abbrev=False)
     parser.add_argument("--product", "-p")
@@ -386,7 +413,13 @@ def main(argv, out=print):
     parser.add_argument("--root", default="/")
     parser.add_argument("--de-register", "-d", action="store_true", dest="leave")
     parser.add_argument("--status", "-s", action="store_true")
+    parser.add_argument("--version", action="store_true")
     options = parser.parse_args(argv)
+    version = os.environ.get("STAND_IN_VERSION", VERSION)
+    if options.version:
+        out(version)
+        return
+    version = tuple(map(int, version.split(".")[:2]))
     if not os.path.isabs(options.root):
         raise Failure(1, "SUSEConnect error: the path specified in the --root option must be absolute.")
     if options.product and not all(options.product.split("/")[:3]) or (options.product or "//").count("/") != 2:
@@ -400,13 +433,19 @@ def main(argv, out=print):
         url = system.config.read_text(encoding="utf-8").partition("url: ")[2].strip()
     else:
         raise Failure(1, "SUSEConnect error: the stand-in never goes to https://scc.suse.com")
+    code = code_of(options.regcode, version)
     api = Api(url, system)
     if options.status:
-        out(status(system, api))
+        try:
+            out(status(system, api))
+        except Failure as failure:
+            if failure.code != 67 or version < (1, 24):
+                raise
+            raise Failure(67, json.dumps({"Error": str(failure)})) from failure
     elif options.leave:
         deregister(system, api, options.product, out)
     else:
-        register(system, api, options.product, options.regcode, out)
+        register(system, api, options.product, code, out)
     if options.url:
         # --url implies --write-config
         system.config.parent.mkdir(parents=True, exist_ok=True)
