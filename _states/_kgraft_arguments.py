@@ -17,7 +17,7 @@ class Run:
         self.timeout, self.poke_after, self.protect = timeout, poke_after, protect
         self.before = None  # the first look
         self.look = None  # takes another one
-        self.installed = False  # whether packages were touched
+        self.installed = None  # the package's version; Ellipsis where it is not known what became of it
         self.pokes = []  # the answers of kgraft.poke
         _check_number("timeout", timeout, 0, "a number of seconds above 0")
         if poke_after is not None:

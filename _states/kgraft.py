@@ -409,13 +409,14 @@ def _begin(run, options):
     package = told["package"]
 
     def machine():
-        """The kernel, and the package, which is asked for again only after something was done to it."""
-        look, facts = _kernel(), {}
-        if package:
-            facts[package] = __salt__["kgraft_pkg.installed"]() if run.installed else told["installed"]
+        """The kernel, and the package, which is asked for again only where it is not known what became of it."""
+        look = _kernel()
+        if package and run.installed is Ellipsis:
+            run.installed = __salt__["kgraft_pkg.installed"]()
+        facts = {package: run.installed} if package else {}
         return look._replace(package=package, facts=dict(look.facts, **facts))
 
-    run.look = machine
+    run.look, run.installed = machine, told["installed"]
     run.before = machine()
     return told
 
@@ -505,11 +506,12 @@ def _take(step, look, run, done):
     elif step.kind == "load":
         __salt__["kgraft.load"](step.name)
     else:
-        run.installed = True
+        run.installed = Ellipsis
         # whether it may be an older one was asked when the plan was made
         told = __salt__["kgraft_pkg.install"](
             step.name.split()[1], allow_downgrade=True, refresh=False, timeout=run.left()
         )
+        run.installed = told["new"]
         return ["zypper: {}.".format(warning.rstrip(".")) for warning in told["warnings"]]
     return []
 
@@ -566,7 +568,6 @@ def _activate(run, packages, register, refresh, subscription):
         said.append("{} would be installed.".format(", ".join(missing)))
         facts.update((package, NOT_KNOWN) for package in missing)
     elif missing:
-        run.installed = True
         __salt__["kgraft_pkg.install_base"](packages, timeout=run.left())
     if test and said:
         return None, " ".join(said), looks.differences(run.before.facts, facts)
