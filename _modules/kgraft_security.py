@@ -185,8 +185,8 @@ def cves(*cves, timeout=300):
         nobody who could be read names it, and these could not be read: repositories, the kernel's changelog, a patch
         that nothing knows
     ``unknown: nobody names it``
-        this kernel may have never had it, or no fix is out. What brings only other kernels' live patches says nothing
-        about this one
+        this kernel may have never had it, or no fix is out. An update says nothing about this kernel where it brings
+        other kernels' live patches only, or one that is not newer than what is here and does not name it itself
     ``unknown: not a CVE number``
         nor can it be
 

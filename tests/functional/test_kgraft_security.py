@@ -63,6 +63,7 @@ def updates(tmp_path_factory):
         ("SUSE-first", {PACKAGE: "1-8.5.1"}, ["CVE-2026-6002"], "stable"),
         ("SUSE-other", {OTHER_PACKAGE: "7-1.1"}, ["CVE-2026-6003"], "stable"),
         ("SUSE-taken-back", {PACKAGE: "12-1.1"}, ["CVE-2026-6004"], "retracted"),
+        ("SUSE-before", {PACKAGE: "2-2.1"}, ["CVE-2026-6006"], "stable"),
         ("SUSE-both", {PACKAGE: "10-2.1", "openssl": "1.1-1"}, ["CVE-2026-6005"], "stable"),
     ):
         repository.add_update(name, packages, cves, status=status)
@@ -351,6 +352,21 @@ def test_only_an_update_of_this_kernels_live_patch_leaves_a_cve_open(
     install("openssl=1.0-1", f"{OTHER_PACKAGE}=1-1.1")
 
     assert kgraft_security.cves(cve) == {cve: answer}
+
+
+def test_an_update_that_brings_nothing_newer_leaves_nothing_open(
+    kgraft_security, kernel, suse, updates, kernel_package, install
+):
+    suse.enable(updates)
+    assert kgraft_security.cves("CVE-2026-6006") == {"CVE-2026-6006": f"open: {PACKAGE} 2-2.1"}
+
+    install("9-2.2")
+    assert kgraft_security.cves("CVE-2026-6006") == {"CVE-2026-6006": NOBODY}, "the installed one does not name it"
+
+    kernel.patch("kgraft-patch-9-2_2", "applied")
+    install("1-8.5.1")
+    told = kgraft_security.cves("CVE-2026-6006")["CVE-2026-6006"]
+    assert told == "fixed by kgraft_patch_9_2_2", "its package is not here, so the updates up to it have the word"
 
 
 def test_the_updates_are_asked_at_once(kgraft_security, kernel, suse, updates, kernel_package, install, asked):

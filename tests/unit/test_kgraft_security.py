@@ -240,7 +240,7 @@ def test_of_one_product_the_last_directory_counts(kgraft_security, tmp_path):
 
 
 def test_of_several_products_the_latest_date_counts(kgraft_security, tmp_path):
-    lifecycle(tmp_path, f"{OURS}, *, 2027-03-31", "ltss.lifecycle", "usr/share")
+    lifecycle(tmp_path, f"{OURS}, *, 2027-03-31", "ltss.lifecycle")
     lifecycle(tmp_path, f"{OURS}, *, 2026-12-31")
     lifecycle(tmp_path, f"{OURS}, *, , next", "other.lifecycle")
 
