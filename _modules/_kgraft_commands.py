@@ -17,11 +17,11 @@ POLL = 0.05
 LONGEST = 10**6  # seconds: poll(2) counts milliseconds in an int
 
 
-def deadline(timeout):
+def deadline(timeout, argument="timeout"):
     """When ``timeout`` seconds from now are over, by the clock that :py:func:`run` goes by."""
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if not number or not 0 <= timeout < float("inf"):
-        raise SaltInvocationError(f"timeout is {timeout!r}: give seconds, 0 or more")
+        raise SaltInvocationError(f"{argument} is {timeout!r}: give seconds, 0 or more")
     return time.monotonic() + min(timeout, LONGEST)
 
 

@@ -41,6 +41,7 @@ LOCKED = 7
 
 Repository = collections.namedtuple("Repository", "alias name priority")
 Offer = collections.namedtuple("Offer", "package edition repository")
+Update = collections.namedtuple("Update", "name status cves bugs")
 
 
 def unsupported(os_family):
@@ -233,6 +234,38 @@ class Packages:
         aliases |= {one.alias for one in self.repositories().values() if one.name in unread or one.alias in unread}
         place = _metadata()
         return {alias: _read_at(os.path.join(place, alias.replace("/", "_"))) for alias in sorted(aliases)}
+
+    # ----- updates, which SUSE also calls patches
+
+    def updates(self):
+        """Return all that the repositories have and nobody took back, needed here or not, as a list of ``Update``, and
+        what could not be read, as in :py:meth:`ask`."""
+        return self._once("updates", self._updates)
+
+    def _updates(self):
+        answer, unread = self.ask("list-patches", "--all")
+        found = []
+        for node in answer.iter("update"):
+            issues = [(issue.get("type"), issue.get("id", "")) for issue in node.iter("issue")]
+            cves = [number.upper() for kind, number in issues if kind == "cve"]
+            bugs = ["bsc#" + number for kind, number in issues if kind == "bugzilla"]
+            if node.get("status") != "retracted":
+                found.append(Update(node.get("name"), node.get("status"), cves, bugs))
+        return found, unread
+
+    def brought(self, *updates):
+        """Return ``{update: {package: version}}``: an update conflicts with all that is older than what it brings."""
+        found, conflicts = {}, False
+        for line in "".join(self.ask("info", "-t", "patch", *updates)[0].itertext()).splitlines():
+            if re.match(r"\S", line):
+                conflicts = line.startswith("Conflicts")
+                if re.match(r"Name\s*:", line):
+                    bringing = found.setdefault(line.split(":", 1)[1].strip(), {})
+            # in other lines, such as srcpackage:…, there is a colon
+            elif conflicts and re.fullmatch(r"\s+[^\s:]+ < \S+", line):
+                package, _, version = line.split()
+                bringing[re.sub(r"\.[a-z]\w*$", "", package)] = version
+        return found
 
     # ----- what stands in the way
 

@@ -249,7 +249,7 @@ def check(
         salt '*' kgraft_pkg.check cves='[CVE-2016-5195]'
     """
     _check_arguments(cves, not_affected, version, allow_downgrade=allow_downgrade, refresh=refresh)
-    commands.deadline(max_metadata_age)
+    commands.deadline(max_metadata_age, "max_metadata_age")
     status = __salt__["kgraft.status"]()
     kernel = status["kernelrelease"]
     told = dict.fromkeys(("target", "reason", "doubt", "running", "installed", "newest", "as_of", "package", "cves"))

@@ -6,27 +6,22 @@ new ones.
 :platform: Linux, ``os_family`` Suse
 
 Everything happens under the minion's option ``kgraft.root``, as in ``kgraft``. Questions ask zypper read-only and are
-answered while another zypper runs.
+answered while another zypper runs. What could not be read is part of an answer.
 """
 
-import datetime
-import fnmatch
-import glob
 import importlib.util
-import logging
 import os
 import re
+import time
 
-import salt.utils.files
 import salt.utils.path
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-log = logging.getLogger(__name__)
-
 __virtualname__ = "kgraft_security"
 
-_CVE = re.compile(r"CVE-\d{4}-\d{4,}", re.IGNORECASE)
 _BUG = re.compile(r"\b(?:bsc|bnc|boo)#\d+")
+# All that may take long about the support window: rpm, and regular expressions
+_LIFECYCLE_SECONDS = 30
 
 
 def _room(name, **others):
@@ -46,6 +41,7 @@ zypper = _room(
     version_cmp=lambda one, other: __salt__["pkg.version_cmp"](one, other),
     minion_root=lambda: __opts__.get("kgraft.root"),
 )
+lifecycle = _room("lifecycle", zypper=zypper)
 
 
 def __virtual__():
@@ -53,7 +49,7 @@ def __virtual__():
     return (False, f"kgraft_security {reason}") if reason else __virtualname__
 
 
-def fixes(version=None):
+def fixes(version=None, timeout=300):
     """
     Return the CVEs and bugs that a version of the running kernel's live patch fixes, with those of the versions before
     it: live patches are cumulative.
@@ -65,11 +61,15 @@ def fixes(version=None):
         ``'2-2.1'``, or ``'2'`` for the newest release of 2. Default: the newest active patch, or the installed one if
         none is active
 
-    Returns ``{'version': '2-2.1', 'cves': ['CVE-2015-0002'], 'bugs': ['bsc#123456'], 'source': …}`` with a source of
-    ``kgr``, ``klp``, ``changelog`` or ``updateinfo``. An empty list means that it fixes none.
+    timeout
+        Seconds that all questions to zypper and rpm may take together. Default: ``300``
 
-    Raises ``CommandExecutionError`` if nothing names that version; ``SaltInvocationError`` for a version that cannot
-    be.
+    Returns ``{'version': '2-2.1', 'cves': ['CVE-2015-0002'], 'bugs': ['bsc#123456'], 'source': …, 'unread': []}`` with
+    a source of ``kgr``, ``klp``, ``changelog`` or ``updateinfo``. An empty list means that it fixes none. ``unread``
+    names what could not be read and might have more to say, as ``'<repository>: <why>'``.
+
+    Raises ``CommandExecutionError`` if nothing names that version, with what could not be read, or if rpm or zypper
+    cannot be asked or do not end in time; ``SaltInvocationError`` for a version or a ``timeout`` that cannot be.
 
     CLI Example:
 
@@ -78,37 +78,81 @@ def fixes(version=None):
         salt '*' kgraft_security.fixes
         salt '*' kgraft_security.fixes 2-2.1
     """
-    version = zypper.checked(version)
+    version = _checked(version)
+    packages = zypper.Packages(timeout)
     package = __salt__["kgraft_pkg.name"]()
-    known = [patch["version"] for patch in _active().values() if patch["version"]]
-    here = zypper.installed(package)
+    known = [patch["version"] for patch in _active(__salt__["kgraft.status"]()).values() if patch["version"]]
+    unread = {}
     if version is None:
-        known = known or [here]
+        known = known or [packages.installed(package)]
     elif "-" in version:
         known = [version]
     else:
-        known += [here] + zypper.available(package)[0]
-    known = [each for each in known if each and zypper.matches(each, version)]
+        known += [packages.installed(package)] + packages.offered(package)
+        unread = packages.live_patches()[1]
+    known = [each for each in known if each and version in (None, each, each.split("-")[0])]
     if not known:
-        raise CommandExecutionError(
-            f"No version {version} of {package} is loaded, installed or in a repository"
-            if version
-            else f"No live patch is active, and {package} is not installed"
-        )
-    return _fixes(package, max(known, key=zypper.order), here, _loaded(package))
+        wanted = f"No version {version} of {package} is loaded, installed or in a repository"
+        none = wanted if version else f"No live patch is active, and {package} is not installed"
+        raise CommandExecutionError("; ".join([none] + _sentences(unread)))
+    told, missed = _fixes(packages, package, max(known, key=zypper.order), _loaded(packages, package))
+    return dict(told, unread=_sentences({**unread, **missed}))
 
 
-def _fixes(package, version, here, loaded):
+def _checked(version):
+    """Return a version as text. YAML makes a number of 2 and of 2.1, and 2.10 has then become 2.1."""
+    if version is None:
+        return None
+    text = str(version) if isinstance(version, (str, int)) and not isinstance(version, bool) else ""
+    if not re.fullmatch(r"\d+(-[\w.]+)?", text, re.ASCII):
+        raise SaltInvocationError(f"version is {version!r}: quote it, as '2' or '2-2.1'")
+    return text
+
+
+def _sentences(unread):
+    return [f"{who}: {unread[who]}" for who in sorted(unread)]
+
+
+def _fixes(packages, package, version, loaded):
+    """Return what ``fixes`` does, and ``{who: why}`` of what could not be read and might have more to say."""
+    patches, unread = loaded
     edition = f"{package}-{version}"
-    for patch in loaded.values():
+    for patch in patches.values():
         if patch["rpm"] == edition or patch["rpm"].startswith(edition + "."):
-            return {"version": version, "cves": patch["cves"], "bugs": patch["bugs"], "source": patch["source"]}
-    if version == here:
-        command = zypper.rpm("-q", "--changelog", edition)
-        if command["retcode"]:
-            raise CommandExecutionError(f"rpm has no changelog of {edition}: {zypper.reason(command)}")
-        return dict(_issues(command["stdout"]), version=version, source="changelog")
-    return dict(_update_issues(package, version), version=version, source="updateinfo")
+            return {"version": version, "cves": patch["cves"], "bugs": patch["bugs"], "source": patch["source"]}, {}
+    if version == packages.installed(package):
+        return dict(_changelog(packages, edition), version=version, source="changelog"), {}
+    issues, missed = _update_issues(packages, package, version, unread)
+    return dict(issues, version=version, source="updateinfo"), {**unread, **missed}
+
+
+def _changelog(packages, *of):
+    command = packages.rpm("-q", "--changelog", *of)
+    if command["retcode"]:
+        raise CommandExecutionError(f"rpm has no changelog of {of[-1]}: {zypper.reason(command)}")
+    return _issues(command["stdout"])
+
+
+def _update_issues(packages, package, version, unread):
+    """What the updates up to a version fix."""
+    found, missed = packages.ask("search", "-t", "patch", "--conflicts", "--match-exact", package)
+    names = sorted({node.get("name") for node in found.iter("solvable")})
+    brought = {name: of.get(package) for name, of in packages.brought(*names).items()} if names else {}
+    if version not in brought.values():
+        told = (
+            f"Nothing says what {package} {version} fixes: it is not loaded, not installed, "
+            "and no update in a repository brings it"
+        )
+        raise CommandExecutionError("; ".join([told] + _sentences({**unread, **missed})))
+    upto = [name for name, of in brought.items() if not _is_initial(of) and zypper.order(of) <= zypper.order(version)]
+    updates = [update for update in packages.updates()[0] if update.name in upto]
+    cves, bugs = ({each for update in updates for each in getattr(update, key)} for key in ("cves", "bugs"))
+    return {"cves": sorted(cves), "bugs": sorted(bugs)}, missed
+
+
+def _is_initial(version):
+    """The first one fixes nothing. It comes with its kernel, in one update, which names what the kernel fixes."""
+    return version.split("-")[0] == "1"
 
 
 def cves(*cves, timeout=300):
@@ -118,22 +162,36 @@ def cves(*cves, timeout=300):
     cves
         One or more CVE numbers, such as ``CVE-2016-5195``
 
-    Returns one answer for each, which begins with
+    timeout
+        Seconds that all questions to zypper and rpm may take together. Default: ``300``
 
-    ``fixed``
-        ``fixed by <patch>``: an applied patch names it. ``fixed by kernel``: the running kernel's own changelog does
-    ``pending``
-        ``pending: <patch> not settled``: the patch that names it is still in transition.
-        ``pending: <package> not loaded``: it is only installed
-    ``open``
-        ``open: <updates>``: zypper lists these updates as needed here. ``open: <package> <version>``: no live patch is
-        installed for this kernel yet, and the newest one fixes it
-    ``unknown``
-        ``unknown``: nobody names it; this kernel may have never had it, or no fix is out.
-        ``unknown: not a CVE number``: nor can it be
+    Returns one answer for each. Asked are, as long as one is left: the applied patches, the kernel's changelog, the
+    patches that are settling, the installed package, the updates in the repositories. The first that names a CVE has
+    the word.
 
-    Raises ``CommandExecutionError`` if the kernel, rpm or zypper cannot be asked; ``SaltInvocationError`` without any
-    CVE.
+    ``fixed by <module>``, ``fixed by kernel``
+        an applied patch names it, or the running kernel's own changelog
+    ``pending: settling <module>``
+        the patch that names it is in transition
+    ``pending: installed, not loaded <package> <version>``
+        it is only installed. This never ends by itself: see ``kgraft.load``
+    ``open: <package> <version>``
+        an update brings this version of the running kernel's own live patch, which is newer than what is here and the
+        oldest that fixes it
+    ``elsewhere: <update> (<packages>)``
+        only an update of something else names it, such as openssl or the kernel itself: live patching does not help.
+        Needed ones are named if there are any; whether others are in already, ``zypper info -t patch`` tells
+    ``unread: <repository>: <why>``
+        nobody who could be read names it, and these could not be read: repositories, the kernel's changelog, a patch
+        that nothing knows
+    ``unknown: nobody names it``
+        this kernel may have never had it, or no fix is out. An update says nothing about this kernel where it brings
+        other kernels' live patches only, or one that is not newer than what is here and does not name it itself
+    ``unknown: not a CVE number``
+        nor can it be
+
+    Raises ``CommandExecutionError`` if the kernel cannot be looked at; ``SaltInvocationError`` without any CVE, or for
+    a ``timeout`` that cannot be.
 
     CLI Example:
 
@@ -143,89 +201,106 @@ def cves(*cves, timeout=300):
     """
     if not cves:
         raise SaltInvocationError("cves: give at least one, such as CVE-2016-5195")
-    answers = {cve: None if _CVE.fullmatch(str(cve).strip()) else "unknown: not a CVE number" for cve in cves}
-    # Ask what is quick first, and the next only if something is left
-    for ask in (lambda: _verdicts("applied", "fixed by {}"), _fixed_by_kernel, _pending, _open):
-        if None not in answers.values():
-            break
-        verdicts = ask()
-        for cve, answer in answers.items():
-            if answer is None:
-                answers[cve] = verdicts.get(str(cve).strip().upper())
-    return {cve: answer or "unknown" for cve, answer in answers.items()}
+    packages = zypper.Packages(timeout)
+    numbers = {str(cve): str(cve).strip().upper() for cve in cves}
+    wanted = {number for number in numbers.values() if zypper.CVE.fullmatch(number)}
+    told, unread = _told(packages, wanted) if wanted else ({}, {})
+    rest = "unread: " + "; ".join(_sentences(unread)) if unread else "unknown: nobody names it"
+    return {
+        cve: told.get(number, rest) if number in wanted else "unknown: not a CVE number"
+        for cve, number in numbers.items()
+    }
 
 
-def _fixed_by_kernel():
+def _told(packages, wanted):
+    """Return ``{CVE: answer}`` of those that somebody names, and ``{who: why}`` of what could not be read."""
+    status = __salt__["kgraft.status"]()
+    active = _active(status)
+    try:
+        package = __salt__["kgraft_pkg.name"](status["kernelrelease"]) if status["abi"] else None
+    except CommandExecutionError:
+        # A kernel for which there are no live patches
+        package = None
+    loaded = _loaded(packages, package) if active and package else ({}, {})
+    told, unread = {}, {}
+
+    def ask(who, witness, *arguments):
+        left = wanted - set(told)
+        if not left or (unread and time.monotonic() >= packages.until):
+            return
+        try:
+            found, missed = witness(packages, *arguments, left)
+        except CommandExecutionError as err:
+            found, missed = {}, {who: str(err)}
+        unread.update(missed)
+        told.update((cve, found[cve]) for cve in left & set(found))
+
+    def ask_patches(state, verdict):
+        # of several that name a CVE, the oldest fixed it
+        for module, patch in active.items():
+            if patch["state"] == state:
+                ask(module, _by_patch, package, module, patch["version"], loaded, verdict.format(module))
+
+    ask_patches("applied", "fixed by {}")
+    ask("the kernel's changelog", _by_kernel, status["kernelrelease"])
+    ask_patches("applying", "pending: settling {}")
+    ask("the installed package", _by_package, package, active)
+    ask("the updates", _by_updates, package, active)
+    return told, unread
+
+
+def _by_patch(packages, package, module, version, loaded, verdict, _):
+    told, unread = loaded[0].get(module), {}
+    if not told:
+        if not package or not version:
+            raise CommandExecutionError("nothing says what it fixes")
+        told, unread = _fixes(packages, package, version, loaded)
+    return dict.fromkeys(told["cves"], verdict), unread
+
+
+def _by_kernel(packages, kernelrelease, _):
     """Of all arches alike, a kernel package's files have System.map; its other files differ by arch and release."""
-    path = "/boot/System.map-" + __salt__["kgraft.status"]()["kernelrelease"]
-    command = zypper.rpm("-q", "--changelog", "-f", path)
-    if command["retcode"]:
-        log.info("rpm knows no package with %s, so what the kernel itself fixes is not known", path)
-        return {}
-    return dict.fromkeys(_issues(command["stdout"])["cves"], "fixed by kernel")
+    issues = _changelog(packages, "-f", f"/boot/System.map-{kernelrelease}")
+    return dict.fromkeys(issues["cves"], "fixed by kernel"), {}
 
 
-def _pending():
-    try:
-        package = __salt__["kgraft_pkg.name"]()
-    except CommandExecutionError:
-        # A kernel for which there are no live patches has none that waits
-        return {}
-    here = zypper.installed(package)
-    unloaded = []
-    if here and here not in [patch["version"] for patch in _active().values()]:
-        unloaded = _fixes(package, here, here, {})["cves"]
-    verdicts = dict.fromkeys(unloaded, f"pending: {package}-{here} not loaded")
-    return {**verdicts, **_verdicts("applying", "pending: {} not settled")}
+def _by_package(packages, package, active, _):
+    here = packages.installed(package) if package else None
+    if not here or here in [patch["version"] for patch in active.values()]:
+        return {}, {}
+    issues = _changelog(packages, f"{package}-{here}")
+    return dict.fromkeys(issues["cves"], f"pending: installed, not loaded {package} {here}"), {}
 
 
-def _open():
-    updates = {}
-    for update in _updates("--cve"):
-        if update["status"] == "needed":
-            for cve in update["cves"]:
-                updates.setdefault(cve, set()).add(update["name"])
-    return {**_open_before_the_first(), **{cve: "open: " + ", ".join(sorted(found)) for cve, found in updates.items()}}
+def _by_updates(packages, package, active, left):
+    updates, unread = packages.updates()
+    updates = [update for update in updates if left & set(update.cves)]
+    brought = packages.brought(*sorted({update.name for update in updates})) if updates else {}
+    here = [patch["version"] for patch in active.values()] + [packages.installed(package) if package else None]
+    ours, others = {}, {}
+    for update in updates:
+        bringing = brought.get(update.name, {})
+        version = bringing.get(package)
+        names = [name for name in sorted(bringing) if not zypper.LIVE_PATCH.fullmatch(name)]
+        for cve in left & set(update.cves):
+            if version and not _is_initial(version):
+                ours.setdefault(cve, []).append(version)
+            elif names or not bringing:
+                told = "{} ({})".format(update.name, _few(names, 5) or "nothing")
+                others.setdefault(cve, {}).setdefault(update.status == "needed", set()).add(told)
+    answers = {}
+    for cve in left:
+        newer = [version for version in ours.get(cve, []) if zypper.order(version) > max(map(zypper.order, here))]
+        if newer:
+            answers[cve] = f"open: {package} {min(newer, key=zypper.order)}"
+        elif cve in others:
+            answers[cve] = "elsewhere: " + _few(sorted(others[cve].get(True) or others[cve][False]), 3)
+    return answers, unread
 
 
-def _open_before_the_first():
-    """zypper calls no update needed whose package is not installed: then the newest patch says what it would fix."""
-    if __salt__["kgraft.status"]()["abi"] is None:
-        return {}
-    try:
-        package = __salt__["kgraft_pkg.name"]()
-    except CommandExecutionError:
-        return {}
-    available = [] if zypper.installed(package) else zypper.available(package)[0]
-    if not available:
-        return {}
-    return dict.fromkeys(_known_cves(package, available[0], None, {}), f"open: {package} {available[0]}")
-
-
-def _verdicts(state, verdict):
-    """Of several patches that name a CVE, the oldest fixed it: taken last, it has the last word."""
-    patches = [(module, patch) for module, patch in _active().items() if patch["state"] == state]
-    if not patches:
-        return {}
-    package = __salt__["kgraft_pkg.name"]()
-    loaded = _loaded(package)
-    here = zypper.installed(package)
-    verdicts = {}
-    for module, patch in reversed(patches):
-        told = loaded.get(module)
-        found = told["cves"] if told else _known_cves(package, patch["version"], here, loaded)
-        verdicts.update(dict.fromkeys(found, verdict.format(module)))
-    return verdicts
-
-
-def _known_cves(package, version, here, loaded):
-    if version is None:
-        return []
-    try:
-        return _fixes(package, version, here, loaded)["cves"]
-    except CommandExecutionError as err:
-        log.info("What %s %s fixes is not known: %s", package, version, err)
-        return []
+def _few(words, most):
+    more = [f"{len(words) - most} more"] if len(words) > most else []
+    return ", ".join(words[:most] + more)
 
 
 def supported_until(kernelrelease=None):
@@ -233,15 +308,19 @@ def supported_until(kernelrelease=None):
     Return the day until which a kernel gets new live patches, about a year after it came out.
 
     The dates come with the package ``lifecycle-data-sle-live-patching`` (12) or
-    ``lifecycle-data-sle-module-live-patching`` (15), in files under ``/var/lib/lifecycle/data``.
+    ``lifecycle-data-sle-module-live-patching`` (15), and are read as ``zypper lifecycle`` reads them: from the files
+    ``<product>.lifecycle`` in ``/var/lib/lifecycle/data``, ``/usr/lib/lifecycle/data`` and
+    ``/usr/share/lifecycle/data``, of products that are not installed, too. Of a product's lines that are about this
+    package, the last one counts; of several products, the latest date. A line may be about some versions only: they are
+    compared with the installed one.
 
     kernelrelease
         What ``uname -r`` says. Default: the running kernel's
 
-    Returns the date as ``'2026-12-31'``; None if the data are not installed or name no date for this kernel. If several
-    files name one, the latest.
+    Returns the date as ``'2026-12-31'``; None if the data are not installed or name no date for this kernel.
 
-    Raises ``CommandExecutionError`` if the data cannot be read.
+    Raises ``CommandExecutionError`` if a file cannot be read or parsed, naming it and the line, or if rpm cannot tell
+    which version is installed.
 
     CLI Example:
 
@@ -249,44 +328,33 @@ def supported_until(kernelrelease=None):
 
         salt '*' kgraft_security.supported_until
     """
-    package = __salt__["kgraft_pkg.name"](kernelrelease)
-    dates = []
-    for path in sorted(glob.glob(os.path.join(zypper.under("var/lib/lifecycle/data"), "*.lifecycle"))):
-        try:
-            with salt.utils.files.fopen(path, errors="replace") as lines:
-                rows = [[column.strip() for column in line.split("#")[0].split(",")] for line in lines]
-        except OSError as err:
-            raise CommandExecutionError(f"Cannot read the support windows: {err}") from err
-        ours = [row for row in rows if len(row) == 3 and fnmatch.fnmatchcase(package, row[0])]
-        # A date's column may hold text instead
-        dates += [date for _, _, date in ours if _is_date(date)]
-    return max(dates, default=None)
+    return lifecycle.end(__salt__["kgraft_pkg.name"](kernelrelease), zypper.Packages(_LIFECYCLE_SECONDS))
 
 
-def _is_date(text):
-    try:
-        return datetime.datetime.strptime(text, "%Y-%m-%d").strftime("%Y-%m-%d") == text
-    except ValueError:
-        return False
-
-
-def _active():
+def _active(status):
     """The active patches, the oldest first as the kernel module lists them; none where there is no live patching."""
-    patches = __salt__["kgraft.patches"]() if __salt__["kgraft.status"]()["abi"] else {}
+    patches = __salt__["kgraft.patches"]() if status["abi"] else {}
     return {module: patch for module, patch in patches.items() if patch["state"] in ("applying", "applied")}
 
 
-def _loaded(package):
+def _loaded(packages, package):
     """
-    What SUSE's own tools say about the loaded patches, by module: ``{module: {rpm, cves, bugs, source}}``. They know of
-    no ``kgraft.root``: what they say of another kernel's patches is not for us.
+    What SUSE's own tools say about the loaded patches, by module: ``{module: {rpm, cves, bugs, source}}``; and ``{tool:
+    why}`` of those that did not answer. They know of no ``kgraft.root``: what they say of another kernel's patches is
+    not for us.
 
     For each one a name, then indented ``key: value`` lines; a value may be ``(none …)``, ``#`` lines may occur,
     inactive patches have no more than ``active: 0``, and old tools know no ``-v`` here.
     """
+    unread = {}
     for tool in filter(salt.utils.path.which, ("klp", "kgr")):
-        command = zypper.run([tool, "-v", "patches"])
-        if command["retcode"]:
+        try:
+            command = packages.run(salt.utils.path.which(tool), "-v", "patches")
+            failed = zypper.reason(command) if command["retcode"] else None
+        except CommandExecutionError as err:
+            failed = str(err)
+        if failed:
+            unread[tool] = failed
             continue
         loaded, keys = {}, {}
         for line in command["stdout"].splitlines():
@@ -301,45 +369,10 @@ def _loaded(package):
             if "CVE" in keys and keys.get("RPM", "").startswith(package + "-")
         }
         if ours:
-            return ours
-    return {}
+            return ours, {}
+    return {}, unread
 
 
 def _issues(text):
-    return {"cves": sorted({cve.upper() for cve in _CVE.findall(text)}), "bugs": sorted(set(_BUG.findall(text)))}
-
-
-def _update_issues(package, version):
-    """
-    What the updates up to a version fix. An update says which versions it brings by a conflict with all older ones.
-    """
-    patches, warnings = zypper.search("--conflicts", "--match-exact", package, kind="patch")
-    brought = {}
-    if patches:
-        answer, _ = zypper.ask("info", "-t", "patch", *sorted(patch for patch, _, _ in patches))
-        update = None
-        for line in "".join(answer.itertext()).splitlines():
-            conflict = re.fullmatch(rf"\s+{re.escape(package)}(?:\.\w+)? < (\S+)", line)
-            if line.startswith("Name "):
-                update = line.split(":", 1)[1].strip()
-            elif conflict:
-                brought[update] = conflict.group(1)
-    if version not in brought.values():
-        raise CommandExecutionError(
-            f"Nothing says what {package} {version} fixes: it is not loaded, not installed, "
-            "and no update in a repository brings it" + "".join("; " + warning for warning in warnings)
-        )
-    upto = [update for update, bringing in brought.items() if zypper.order(bringing) <= zypper.order(version)]
-    found = [update for update in _updates("--all") if update["name"] in upto]
-    return {key: sorted({each for update in found for each in update[key]}) for key in ("cves", "bugs")}
-
-
-def _updates(option):
-    for node in zypper.ask("list-patches", option)[0].iter("update"):
-        issues = [(issue.get("type"), issue.get("id", "")) for issue in node.iter("issue")]
-        yield {
-            "name": node.get("name"),
-            "status": node.get("status"),
-            "cves": [number.upper() for kind, number in issues if kind == "cve"],
-            "bugs": ["bsc#" + number for kind, number in issues if kind == "bugzilla"],
-        }
+    cves = {cve.upper() for cve in zypper.CVE.findall(text)}
+    return {"cves": sorted(cves), "bugs": sorted(set(_BUG.findall(text)))}

@@ -219,8 +219,11 @@ class PackageRepository:
             changelog=f"- Fix {' '.join(cves) or 'nothing of note'}",
         )
 
-    def add_update(self, name, packages, cves=(), bugs=(), kind="security"):
-        """An update (SUSE calls it a patch) that brings ``{package: edition}``; ``bugs`` as ``bsc#1``."""
+    def add_update(self, name, packages, cves=(), bugs=(), kind="security", status="stable"):
+        """
+        An update (SUSE calls it a patch) that brings ``{package: edition}``; ``bugs`` as ``bsc#1``. SUSE takes one back
+        by the status ``retracted``.
+        """
         self._published = False
         references = [f'<reference href="https://example.com" id="{cve}" title="{cve}" type="cve"/>' for cve in cves]
         for bug in bugs:
@@ -235,7 +238,7 @@ class PackageRepository:
                 f'src="{package}-{edition}.src.rpm"><filename>{package}-{edition}.{ARCH}.rpm</filename></package>'
             )
         self.updates.append(
-            f'<update from="maint@example.com" status="stable" type="{kind}" version="1"><id>{escape(name)}</id>'
+            f'<update from="maint@example.com" status="{status}" type="{kind}" version="1"><id>{escape(name)}</id>'
             f"<title>Update of {escape(', '.join(packages))}</title><severity>important</severity>"
             f'<release>SLE</release><issued date="1793000000"/><references>{"".join(references)}</references>'
             f"<description>x</description><pkglist><collection short={quoteattr(name)}><name>{escape(name)}</name>"
@@ -428,9 +431,9 @@ class SuseRoot:
         self._insmod = threading.Thread(target=serve, daemon=True)
         self._insmod.start()
 
-    def lifecycle(self, text, file="sle-live-patching.lifecycle"):
-        """Write a file of the support windows."""
-        place = self.root / "var/lib/lifecycle/data" / file
+    def lifecycle(self, text, file="sle-live-patching.lifecycle", directory="var/lib"):
+        """Write a file of the support windows: SUSE Linux Enterprise 12 has it in ``var/lib``, 15 in ``usr/share``."""
+        place = self.root / directory / "lifecycle/data" / file
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
 

@@ -1,6 +1,6 @@
 """
-A whole SUSE machine without a process: a kernel of files that obeys the lab's rules, and rpm and zypper as they answered
-when they were recorded (Debian 12's rpm 4.18 and zypper 1.14.42), with this machine's versions filled in.
+A whole SUSE machine without a process: a kernel of files that obeys the lab's rules, and rpm and zypper as they
+answered when they were recorded (Debian 12's rpm 4.18 and zypper 1.14.42), with this machine's versions filled in.
 
 ``tests/support/machine.py`` is the same with real processes; ``tests/support/scenarios.py`` runs on both.
 """
@@ -9,6 +9,7 @@ import datetime
 import fnmatch
 import os
 import re
+import subprocess
 import types
 from xml.sax.saxutils import quoteattr
 
@@ -34,11 +35,19 @@ PROBLEM = """<prompt id="1">
 </prompt>"""
 
 
-class NoProcesses:
-    """What the lab's rules ask of real ones."""
+class OneSleeper:
+    """The processes that the lab's rules watch: this one, which crosses when ``switches`` goes up."""
+
+    switches = 0
 
     def watched(self):
-        return {}
+        return {os.getpid(): 5}
+
+    def threads(self, pid):
+        return [pid]
+
+    def look(self, pid, tid):
+        return "S", self.switches
 
 
 class Machine:
@@ -53,13 +62,13 @@ class Machine:
         self.package = package_name(self.release)
         self.now = 1000.0
         self.kernel = Kernel(root, abi, release=self.release)
-        self.rules = Rules(self.kernel, NoProcesses(), period=1, clock=lambda: self.now)
+        self.sleeper = OneSleeper()
+        self.rules = Rules(self.kernel, self.sleeper, period=1, clock=lambda: self.now)
         self.script = script
         self.installed = {}
         self.repositories = {}
         self.locks, self.updates, self.kernel_changelog = [], {}, ""
         self.started, self.changed, self.hangs = [], [], ()
-        self.waits = None  # what happens while kgraft.wait waits
         self.add_repository("live-patching", {self.package: OFFERED.get(self.release, [])})
         self.salt = {}
         options = {"id": "db1", "test": False, "kgraft.root": str(root)}
@@ -108,12 +117,7 @@ class Machine:
 
     def settle(self):
         while self.rules.running:
-            self.now += 1
-            self.rules.tick()
-
-    def block(self):
-        """A process that crosses only when the test says so."""
-        self.kernel.task(731, "sleep", start_time=5, blocking=bool(self.rules.running))
+            self._sleep(1)
 
     def configure(self, text):
         self.kernel.write("etc/sysconfig/livepatching", text)
@@ -139,8 +143,7 @@ class Machine:
 
     def _sleep(self, seconds):
         self.now += max(seconds, 0.01)
-        if self.waits:
-            self.waits()
+        self.sleeper.switches += 1
         self.rules.tick()
 
     def _insmod(self, module):
@@ -173,7 +176,7 @@ class Machine:
             if problem:
                 raise CommandExecutionError(f"Zypper command failure: {problem}")
             self.installed[package] = edition
-            if self.script == "loads" and "LIVEPATCH_KERNEL=never" not in self._sysconfig():
+            if self.script == "loads" and self._may_load():
                 try:
                     self.rules.load(self._patch_name(edition))
                 except OSError:
@@ -188,9 +191,11 @@ class Machine:
         with open(path, "a", encoding="utf-8") as history:
             history.write("# Additional rpm output:\n# insmod: ERROR: File exists\n# warning: %post scriptlet failed\n")
 
-    def _sysconfig(self):
+    def _may_load(self):
+        """As the package's script finds out: a shell that sources the file."""
         path = self.kernel.root / "etc/sysconfig/livepatching"
-        return path.read_text().replace('"', "") if path.exists() else ""
+        script = f'[ -r {path} ] && . {path}; [ "$LIVEPATCH_KERNEL" != never ]'
+        return subprocess.run(["sh", "-c", script], check=False).returncode == 0
 
     def _problem(self, package, edition):
         if any(fnmatch.fnmatchcase(package, lock) for lock in self.locks):
