@@ -155,7 +155,7 @@ def test_what_the_update_of_the_kernel_fixes_is_not_what_its_initial_patch_fixes
     suse.enable(updates)
 
     assert kgraft_security.fixes("1-8.5.1")["cves"] == []
-    assert kgraft_security.fixes("9")["cves"] == ["CVE-2026-0002", "CVE-2026-0009"]
+    assert kgraft_security.fixes("9")["cves"] == ["CVE-2026-0002", "CVE-2026-0009", "CVE-2026-6006"]
 
 
 def test_fixes_of_an_update_that_was_taken_back_do_not_count(kgraft_security, suse, updates):
