@@ -103,4 +103,6 @@ def judge(wish, running, installed, offered, preferred, allow_downgrade):
     if not fitting:
         there = "there is " + ", ".join(offered) if offered else "there is none"
         return "refused", None, f"No enabled repository offers version {wish.text}; {there}."
-    return "bring", preferred if preferred in fitting else max(fitting, key=order), None
+    if preferred in fitting and order(installed) <= order(preferred):
+        return "bring", preferred, None
+    return "bring", max(fitting, key=order), None

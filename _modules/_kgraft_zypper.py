@@ -84,10 +84,14 @@ def _compare(one, other):
 
 
 class Packages:
-    """The packages of this machine: all questions together have ``timeout`` seconds, and what was told is kept."""
+    """
+    The packages of this machine: all questions together have ``timeout`` seconds, and what was told is kept. With
+    ``refresh`` the repositories are read again before the first question to them.
+    """
 
-    def __init__(self, timeout):
+    def __init__(self, timeout, refresh=False):
         self.until = commands.deadline(timeout)
+        self._refresh_first = refresh
         self._kept = {}
 
     def _once(self, key, ask):
@@ -192,7 +196,12 @@ class Packages:
     def live_patches(self):
         """Return the live patches for any kernel that the enabled repositories offer, as a list of ``Offer``, and what
         could not be read, as in :py:meth:`ask`."""
-        return self._once("live patches", lambda: self._search("kgraft-patch-*", "kernel-livepatch-*"))
+        return self._once("live patches", self._live_patches)
+
+    def _live_patches(self):
+        unrefreshed, self._refresh_first = self.refresh() if self._refresh_first else {}, False
+        offers, unread = self._search("kgraft-patch-*", "kernel-livepatch-*")
+        return offers, {**unread, **unrefreshed}
 
     def _search(self, *names):
         aliases = {}

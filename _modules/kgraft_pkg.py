@@ -160,18 +160,18 @@ def available(kernelrelease=None, refresh=False, timeout=300):
         salt '*' kgraft_pkg.available
         salt '*' kgraft_pkg.available refresh=True
     """
-    package, packages = name(kernelrelease), zypper.Packages(timeout)
-    unread = packages.refresh() if refresh else {}
+    package, packages = name(kernelrelease), zypper.Packages(timeout, refresh)
     return {
         "versions": packages.offered(package),
         "newest": packages.preferred(package),
         "as_of": _time(min(packages.lists().values(), key=lambda when: when or 0, default=None)),
-        "unread": _unread(unread, packages.live_patches()[1]),
+        "unread": _unread(packages),
     }
 
 
-def _unread(*told):
-    found = {repository: why for each in told for repository, why in each.items()}
+def _unread(packages):
+    """A sentence for each repository that could not be read; none where none was asked."""
+    found = packages.live_patches()[1] if packages.repositories_were_asked else {}
     return [f"{repository}: {found[repository]}" for repository in sorted(found)]
 
 
@@ -274,19 +274,20 @@ def check(
         none = str(err)
     if none and wish:
         return dict(told, reason=none)
-    packages = zypper.Packages(timeout)
-    unread = packages.refresh() if refresh else {}
+    packages = zypper.Packages(timeout, refresh)
     if not none:
         told["running"], told["installed"] = _running(status), packages.installed(told["package"])
-    told.update(_by_cves(cves, told, packages) if cves else _by_version(wish, told, packages, allow_downgrade))
+    if cves:
+        told.update(_by_cves(cves, told, packages, refresh))
+    else:
+        told.update(_by_version(wish, told, packages, allow_downgrade))
     if told["verdict"] == "bring" and told["target"] != told["installed"]:
         told["reason"] = packages.obstacle(told["package"], told["target"])
         told["verdict"] = "refused" if told["reason"] else "bring"
     if packages.repositories_were_asked:
         told.update(_freshness(wish, packages, max_metadata_age))
-        unread = {**packages.live_patches()[1], **unread}
     told["notes"] += [] if none else _notes(told, packages)
-    told["unread"] += [sentence for sentence in _unread(unread) if sentence not in told["unread"]]
+    told["unread"] = _unread(packages)
     return told
 
 
@@ -345,19 +346,24 @@ def _not_offered(package, newest=None):
     return reason
 
 
-def _by_cves(cves, told, packages):
+def _by_cves(cves, told, packages, refresh):
     answers = __salt__["kgraft_security.cves"](*cves, timeout=packages.left())
+    if refresh and not all(answer.startswith(("fixed", "pending")) for answer in answers.values()):
+        packages.live_patches()
+        answers = __salt__["kgraft_security.cves"](*cves, timeout=packages.left())
     by_patch = f"open: {told['package']} "
     found = {cve: answer for cve, answer in answers.items() if not answer.startswith("fixed")}
     helps = [answer for answer in found.values() if answer.startswith(by_patch)]
     waits = [answer for answer in found.values() if answer.startswith("pending")]
     doubts = [f"{cve}: {answer}" for cve, answer in found.items() if answer not in helps + waits]
-    told = {"cves": answers, "verdict": "good", "doubt": "; ".join(doubts) or None}
+    judged = {"cves": answers, "verdict": "good", "doubt": "; ".join(doubts) or None}
     if helps:
-        return dict(told, verdict="bring", target=packages.preferred(told["package"]))
+        # what the repositories' priorities prefer may be too old for that
+        fixing = [answer[len(by_patch) :] for answer in helps] + [packages.preferred(told["package"])]
+        return dict(judged, verdict="bring", target=max(filter(None, fixing), key=zypper.order))
     if any(answer.startswith("pending: installed") for answer in waits):
-        return dict(told, verdict="bring", target=told["installed"])
-    return told
+        return dict(judged, verdict="bring", target=told["installed"])
+    return judged
 
 
 def _freshness(wish, packages, max_age):
@@ -365,9 +371,10 @@ def _freshness(wish, packages, max_age):
     lists, now = packages.lists(), time.time()
     old = [alias for alias, when in lists.items() if when is None or now - when > max_age]
     told = {"as_of": _time(min(lists.values(), key=lambda when: when or 0, default=None))}
+    told["stale"] = old
     if old and wish and wish.edition is None:
         names = ", ".join("{} (as of {})".format(alias, _time(lists[alias]) or "never") for alias in old)
-        told.update(stale=old, doubt=f"What is the newest cannot be told, for these lists are too old: {names}.")
+        told.update(doubt=f"What is the newest cannot be told, for these lists are too old: {names}.")
     return told
 
 
@@ -441,18 +448,16 @@ def install(version=None, allow_downgrade=False, refresh=True, timeout=300):
         salt '*' kgraft_pkg.install version=1-1.1 allow_downgrade=True
     """
     version = versions.checked(version)
-    package, packages = name(), zypper.Packages(timeout)
-    unread = packages.refresh() if refresh else {}
+    package, packages = name(), zypper.Packages(timeout, refresh)
     old, exact = packages.installed(package), version and "-" in version
     # An exact version is zypper's to find; what is installed counts as offered, so that a repository that dropped it,
     # or is away, is no reason to fail
-    offered = [version] if exact else packages.offered(package)
-    unread = {**({} if exact else packages.live_patches()[1]), **unread}
+    offered = [version] if exact and not refresh else packages.offered(package)
     fitting = [each for each in {*offered, old} - {None} if versions.matches(each, version)]
     if not fitting:
         wanted = f"{package} {version}" if version else package
         there = ["there are " + ", ".join(offered)] if offered else []
-        raise CommandExecutionError("; ".join([f"No enabled repository has {wanted}"] + there + _unread(unread)))
+        raise CommandExecutionError("; ".join([f"No enabled repository has {wanted}"] + there + _unread(packages)))
     new = max(fitting, key=zypper.order)
     if new != old and not exact and packages.preferred(package) in fitting:
         new = packages.preferred(package)
@@ -460,7 +465,7 @@ def install(version=None, allow_downgrade=False, refresh=True, timeout=300):
         raise CommandExecutionError(
             f"{package} {new} is older than {old}, which is installed: give allow_downgrade=True to go back"
         )
-    warnings = _unread(unread)
+    warnings = _unread(packages)
     if new != old:
         try:
             warnings += _install(packages, [(package, new)])
@@ -513,11 +518,9 @@ def repositories(refresh=False, timeout=300):
 
         salt '*' kgraft_pkg.repositories
     """
-    packages = zypper.Packages(timeout)
-    unrefreshed = packages.refresh() if refresh else {}
-    offers, unread = packages.live_patches()
-    offering = sorted({offer.repository.alias for offer in offers})
-    return {"offering": offering, "unread": _unread(unread, unrefreshed)}
+    packages = zypper.Packages(timeout, refresh)
+    offering = sorted({offer.repository.alias for offer in packages.live_patches()[0]})
+    return {"offering": offering, "unread": _unread(packages)}
 
 
 def base(packages=None, timeout=300):

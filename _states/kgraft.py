@@ -561,8 +561,9 @@ def _activate(run, packages, register, refresh, subscription):
         if not test:
             offers = __salt__["kgraft_pkg.repositories"](refresh=True, timeout=run.left())
         if not offers["offering"] and not (test and product):
-            said.append("{} is registered, but no enabled repository offers live patches: is its repository disabled?")
-            return False, tasks.lines(" ".join(said).format(told["product"]), offers["unread"]), {}
+            said.append(told["note"] or "{} is registered.".format(told["product"]))
+            said.append("But no enabled repository offers live patches: is it disabled?")
+            return False, tasks.lines(" ".join(said), offers["unread"]), {}
     missing = [package for package in sorted(base) if base[package] is None]
     if missing and test:
         said.append("{} would be installed.".format(", ".join(missing)))

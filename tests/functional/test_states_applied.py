@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -317,9 +316,7 @@ def test_the_newest_of_an_old_list_is_not_the_newest(machine, live_patches, tmp_
     assert machine.applied().result is True
     place = machine.suse.root / "etc/zypp/repos.d/live-patching.repo"
     place.write_text(place.read_text().replace(live_patches.url, "dir:/nonexistent"))
-    index = machine.suse.root / "var/cache/zypp/raw/live-patching/repodata/repomd.xml"
-    os.utime(index, (time.time() - age,) * 2)
-    as_of = datetime.datetime.fromtimestamp(index.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    as_of = machine.suse.age("live-patching", age)
 
     told = machine.applied()
 

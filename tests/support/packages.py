@@ -29,6 +29,7 @@ packages ``kernel-default`` of ``KERNEL`` and ``KERNEL_15``, whose own changelog
 
 import atexit
 import contextlib
+import datetime
 import fcntl
 import functools
 import hashlib
@@ -350,6 +351,16 @@ class SuseRoot:
     def add_unreachable_repository(self, alias="far"):
         """A server that nobody listens at; its address holds a token, as SUSE Manager's do."""
         self.add_repository(alias, "http://127.0.0.1:9/repo?token-that-nobody-may-see")
+
+    def age(self, alias, seconds):
+        """Let a repository's list be that old; returns when that was, as the modules say it."""
+        index = self.root / "var/cache/zypp/raw" / alias / "repodata/repomd.xml"
+        content = index.read_bytes()
+        index.unlink()  # libzypp links it to the repository's own, which other tests use, too
+        index.write_bytes(content)
+        when = time.time() - seconds
+        os.utime(index, (when, when))
+        return datetime.datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M")
 
     def disable(self, alias):
         place = self.root / "etc/zypp/repos.d" / f"{alias}.repo"
