@@ -31,6 +31,13 @@ __virtualname__ = "kgraft_pkg"
 _RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)-(\d+)(?:\.stage\.\d+|(?:\.\d+){1,2})?-([a-z0-9]*[a-z][a-z0-9]*)")
 _FLAVOURS = ("default", "rt", "xen")
 
+# Answers of kgraft_security.cves that no live patch makes good
+_DOUBTS = (
+    ("unknown", "Unknown is no pass: if this kernel never had the bug, say so with not_affected."),
+    ("unread", "What could not be read may name it: mend that first."),
+    ("elsewhere", "What stands elsewhere is not fixed by a live patch."),
+)
+
 # Days before the end of a kernel's live patches from which on it is told.
 _WARN_DAYS = 30
 _DAY = 24 * 3600
@@ -355,8 +362,8 @@ def _by_cves(cves, told, packages, refresh):
     found = {cve: answer for cve, answer in answers.items() if not answer.startswith("fixed")}
     helps = [answer for answer in found.values() if answer.startswith(by_patch)]
     waits = [answer for answer in found.values() if answer.startswith("pending")]
-    doubts = [f"{cve}: {answer}" for cve, answer in found.items() if answer not in helps + waits]
-    judged = {"cves": answers, "verdict": "good", "doubt": "; ".join(doubts) or None}
+    doubts = [why for word, why in _DOUBTS if any(answer.startswith(word) for answer in found.values())]
+    judged = {"cves": answers, "verdict": "good", "doubt": " ".join(doubts) or None}
     if helps:
         # what the repositories' priorities prefer may be too old for that
         fixing = [answer[len(by_patch) :] for answer in helps] + [packages.preferred(told["package"])]

@@ -562,7 +562,7 @@ def _activate(run, packages, register, refresh, subscription):
             offers = __salt__["kgraft_pkg.repositories"](refresh=True, timeout=run.left())
         if not offers["offering"] and not (test and product):
             said.append(told["note"] or "{} is registered.".format(told["product"]))
-            said.append("But no enabled repository offers live patches: is it disabled?")
+            said.append("But no enabled repository offers live patches: is its repository disabled?")
             return False, tasks.lines(" ".join(said), offers["unread"]), {}
     missing = [package for package in sorted(base) if base[package] is None]
     if missing and test:

@@ -101,7 +101,11 @@ def test_it_registers_where_nobody_offers_live_patches(customer_center, activate
 
     live = activated(**arguments)
     assert live.result is True, live.comment
-    assert live.changes == {"repositories": {"old": [], "new": ["sle-live-patching_12.3_x86_64"]}, **BASE}
+    assert live.changes == {
+        PRODUCT: {"old": None, "new": "Registered"},
+        "repositories": {"old": [], "new": ["sle-live-patching_12.3_x86_64"]},
+        **BASE,
+    }
 
     asked = len(customer_center.requests)
     for test in (True, False):
