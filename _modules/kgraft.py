@@ -146,6 +146,9 @@ def status():
     ``active``
         the names of the patches being applied or applied, oldest first; one
         whose functions all wait for modules is among them.
+    ``moving``
+        the names of the patches that the transition applies or reverts; empty
+        when the kernel does not say, and when ``ready``.
     ``boot_id``
         the kernel's id of this boot.
 
@@ -162,13 +165,15 @@ def status():
     """
     root = _root()
     look = kernel.look(root)
+    boot_id = files.word(os.path.join(root, "proc/sys/kernel/random/boot_id"))
     return {
         "abi": look.kernel.abi if look.kernel else None,
         "state": look.state,
         "direction": look.direction,
-        "kernelrelease": files.word(os.path.join(root, "proc/sys/kernel/osrelease")),
+        "kernelrelease": kernel.release(root, boot_id),
         "active": kernel.active(look),
-        "boot_id": files.word(os.path.join(root, "proc/sys/kernel/random/boot_id")),
+        "moving": kernel.moving(look),
+        "boot_id": boot_id,
     }
 
 
