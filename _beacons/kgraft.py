@@ -274,8 +274,9 @@ def _edges(memory, status, now):
     unseen = _unseen(memory["settled"], kernel["active"], running, seen)
     events = []
     if running and not goes_on:
-        # The kernel did not name its patch; if it alone explains what has changed, that does.
-        if not running["patch"] and len(unseen) == 1 and not _is_another(running, unseen[0]):
+        # The kernel did not name its patch; what has changed does, if it takes one transition.
+        alone = len(unseen) == 1 and unseen[0]["patch"]
+        if alone and not running["patch"] and not _is_another(running, unseen[0]):
             running.update(unseen.pop())
         seconds = round(now - running["since"], 1)
         events.append(_event("finished", kernel, running, seconds=seconds, observed=not seen))

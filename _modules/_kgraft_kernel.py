@@ -94,12 +94,6 @@ def retry(ask, *what):
     raise OSError(f"Live patches came and went during {LOOKS} looks: {files.message(last)}")
 
 
-@functools.lru_cache(maxsize=4)
-def release(root, boot_id):
-    """What ``uname -r`` says; a kernel keeps it for as long as it runs."""
-    return files.word(os.path.join(root, "proc/sys/kernel/osrelease"))
-
-
 # Questions to a look
 
 

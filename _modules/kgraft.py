@@ -165,15 +165,14 @@ def status():
     """
     root = _root()
     look = kernel.look(root)
-    boot_id = files.word(os.path.join(root, "proc/sys/kernel/random/boot_id"))
     return {
         "abi": look.kernel.abi if look.kernel else None,
         "state": look.state,
         "direction": look.direction,
-        "kernelrelease": kernel.release(root, boot_id),
+        "kernelrelease": files.word(os.path.join(root, "proc/sys/kernel/osrelease")),
         "active": kernel.active(look),
         "moving": kernel.moving(look),
-        "boot_id": boot_id,
+        "boot_id": files.word(os.path.join(root, "proc/sys/kernel/random/boot_id")),
     }
 
 

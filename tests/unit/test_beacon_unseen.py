@@ -89,6 +89,8 @@ CASES = [
     (("A", ""), ("A",), ["finished None None"]),  # the first look of all: it may have been active before
     (("A", ""), ("AB",), ["finished apply B"]),
     (("AB", ""), ("A",), ["finished revert B"]),
+    (("AB", ""), ("",), ["finished None None", "unseen revert None"]),
+    (("", ""), ("AB",), ["finished None None", "unseen apply A", "unseen apply B"]),
     (("A", ""), ("A", "apply A"), []),
     (("A", "apply A"), ("A", ""), []),
     (("A", "apply A"), ("A", "apply A"), []),

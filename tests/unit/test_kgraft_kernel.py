@@ -94,14 +94,6 @@ def test_status_names_the_patches_that_move(moving):
     assert (kgraft.status()["moving"], kgraft.status()["active"]) == ([name], [])
 
 
-def test_a_boot_has_one_release_and_it_is_read_again_after_a_boot(kernel, kgraft):
-    assert kgraft.status()["kernelrelease"] == kernel.release
-    kernel.write("proc/sys/kernel/random/boot_id", "0a0a0a0a-9dad-11d1-80b4-00c04fd430c8\n")
-    kernel.write("proc/sys/kernel/osrelease", "5.14.21-150400.24.33-default\n")
-
-    assert kgraft.status()["kernelrelease"] == "5.14.21-150400.24.33-default"
-
-
 def test_a_kernel_without_live_patching_is_unavailable_and_never_ready(make_kernel, kgraft_on):
     kgraft = kgraft_on(make_kernel(None))
     assert kgraft.abi() is None
