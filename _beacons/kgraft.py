@@ -8,11 +8,13 @@ The master hears ``salt/beacon/<minion>/kgraft/<tag>``; the payload is flat:
 ``finished``   it is over: ``seconds`` it took, ``observed`` (False: it came and went between two looks)
 ``stuck``      it has run for ``stuck_after`` seconds: ``seconds`` so far, ``times`` said, ``tasks`` that block,
                their ``count``, ``complete`` (False: there may be more), as ``kgraft.blocking`` gives them
-``error``      the beacon could not look or could not remember: ``error`` says what; once until it passes
+``error``      the beacon could not look or could not remember: ``error`` says what; each distinct one once, three at
+               most, until that works again
 =============  ================================================================================================
 
-Each carries ``transition`` (an id that no other transition of this machine has), ``abi``, ``direction``, ``patch``,
-``active``, ``kernelrelease``, ``boot_id``, and Salt's own ``id``.
+Each carries ``transition`` (an id that no other transition has: the boot's id, and the microsecond since boot of the
+first look that saw it), ``abi``, ``direction`` and ``patch`` (None where the kernel does not tell), ``active``,
+``kernelrelease``, ``boot_id``, and Salt's own ``id``.
 
 An event is sent at least once, also over a restart or a kill of the minion and over refreshes. What is sent again is
 the same event: same ``transition``, tag and ``times``. What happens while the minion is not connected is dropped by
@@ -22,8 +24,12 @@ Salt.
 
     beacons:
       kgraft:
+        - interval: 10
         - stuck_after: 120
         - remind: 3600
+
+A transition lasts seconds at least, and what falls between two looks is told all the same, so every ten seconds is
+enough.
 
 :depends: the execution module ``kgraft``
 :platform: Linux
@@ -49,10 +55,14 @@ SALTS_OWN = ("interval", "beacon_module") + SWITCHES
 KERNEL = ("abi", "active", "boot_id", "kernelrelease")
 
 # What stays true from look to look. Who changes its shape gives it another number.
-FORMAT = 1
+FORMAT = 2
 
 # What a memory that somebody else wrote can lead to.
 UNUSABLE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+
+LOOKS = 5  # how often a look is taken again until two in a row agree
+ERRORS = 3  # how many of one source are told until it works again
+LONGEST = 500  # characters of an error
 
 # Salt sends the events to the master after we return and does not say when it is done; for this long (seconds) a new
 # minion process sends them again.
@@ -96,8 +106,8 @@ def beacon(config):
             Seconds after which a stuck transition is told again, with ``times`` 2, 3 … Salt drops what happens while
             a minion is offline, so one alarm may get lost. ``0``: never. Default: ``3600``
 
-        Salt's own ``interval`` (seconds between two looks; default: every second), ``disable_during_state_run``,
-        ``beacon_module``, ``enabled`` and ``run_once`` work as in any beacon.
+        Salt's own ``interval`` (seconds between two looks; default: every second; ``10`` is enough),
+        ``disable_during_state_run``, ``beacon_module``, ``enabled`` and ``run_once`` work as in any beacon.
 
     Returns the list of events, each with its ``tag``. Never raises for a kernel that cannot be looked at: that is the
     event ``error``.
@@ -106,6 +116,7 @@ def beacon(config):
 
         beacons:
           kgraft:
+            - interval: 10
             - stuck_after: 120
             - remind: 3600
             - disable_during_state_run: True
@@ -114,8 +125,10 @@ def beacon(config):
     instance = quote(options.get("_beacon_name", __virtualname__), safe="")
     path = os.path.join(__opts__["cachedir"], f"kgraft_beacon_{instance}.json")
     # Since boot, and no clock that anybody sets.
-    now = round(time.monotonic(), 3)
+    now = round(time.monotonic(), 6)
     try:
+        if _is_idle(path):
+            return []
         memory, events = _load(path, now)
         events += _events(memory, options, now)
         return _save(path, memory, events, now)
@@ -182,81 +195,147 @@ def _show(value):
 # -- one look
 
 
+def _is_idle(path):
+    """Whether there is nothing to do but to look, and the look shows nothing new: what nearly every look is."""
+    memory, saved = CACHE.get(path, (None, None))
+    if not saved or memory["format"] != FORMAT or memory["transition"] or memory["outbox"] or memory["errors"]:
+        return False
+    try:
+        return not _is_edge(memory, __salt__["kgraft.status"]()) and os.path.exists(path)
+    except CommandExecutionError:
+        return False
+
+
 def _events(memory, options, now):
     try:
-        status, patch = _look(memory)
+        status = _look(memory)
     except CommandExecutionError as err:
         return _errors(memory, {"look": str(err)})
     problems = {"look": None}
-    events = _edges(memory, status, patch, now) + _stuck(memory, options, now, problems)
+    events = _edges(memory, status, now) + _stuck(memory, options, now, problems)
     return events + _errors(memory, problems)
 
 
 def _look(memory):
-    """Return the kernel's status and the name of the patch in transition, None where nothing new is to be known."""
-    before, running = memory["kernel"], memory["transition"]
+    """
+    Return the kernel's status. What it says of a change counts when two looks in a row agree: the kernel's files are
+    read one after the other, and a start or an end in between shows what never was.
+    """
     status = __salt__["kgraft.status"]()
-    if status["state"] != "in_progress" and running is None and any(_changes(before, status)):
-        # The kernel's files are read one after the other: a start in between looks like a change with no transition.
+    for _ in range(LOOKS):
+        before = status
+        if not _is_edge(memory, status):
+            break
         status = __salt__["kgraft.status"]()
+        if status == before:
+            break
+    return status
+
+
+def _is_edge(memory, status):
+    before, running, seen = memory["kernel"], memory["transition"], _seen(status)
+    if _begins(before, status):
+        return seen is not None
+    changed = sorted(before["active"]) != sorted(status["active"])
+    if running:
+        return not seen or _is_another(running, seen)
+    return changed or seen is not None
+
+
+def _begins(before, status):
+    """Whether this is the first look of a boot."""
+    return before == {} or before["boot_id"] != status["boot_id"]
+
+
+def _seen(status):
+    """Return the transition that runs, as far as the kernel tells; None where none runs."""
     if status["state"] != "in_progress":
-        return status, None
-    if running and running["patch"] and before["boot_id"] == status["boot_id"] and not any(_changes(before, status)):
-        return status, None
-    for name, patch in __salt__["kgraft.patches"]().items():
-        if patch["state"] in ("applying", "reverting"):
-            return status, name
-    # Right at load the kernel shows no function as being applied yet, and functions of absent modules never are. At the
-    # end of a transition nothing is being applied any more, and it still runs: that is not another one.
-    came, went = _changes(before, status) if running is None else ([], [])
-    return status, (came or went or [None])[-1]
+        return None
+    return {"direction": status["direction"], "patch": status["moving"][0] if len(status["moving"]) == 1 else None}
 
 
-def _changes(before, status):
-    """Return the patches that came and those that went since the last look in this boot."""
-    if not before or before["boot_id"] != status["boot_id"]:
-        return [], []
-    came = [name for name in status["active"] if name not in before["active"]]
-    return came, [name for name in before["active"] if name not in status["active"]]
+def _is_another(running, seen):
+    return any(running[key] and seen[key] and running[key] != seen[key] for key in seen)
 
 
 # -- from looks to events
 
 
-def _edges(memory, status, patch, now):
-    before, kernel = memory["kernel"], {key: status[key] for key in KERNEL}
-    came, went = _changes(before, status)
-    if before.get("boot_id") != status["boot_id"]:
-        memory["transition"] = None
+def _edges(memory, status, now):
+    kernel, seen = {key: status[key] for key in KERNEL}, _seen(status)
+    if _begins(memory["kernel"], status):
+        memory.update(transition=None, stamp=0, settled=_undone(kernel["active"], seen))
     memory["kernel"] = kernel
-    running, moving = memory["transition"], status["state"] == "in_progress"
-    seen = {"direction": status["direction"], "patch": patch}
-    if running and moving and not any(running[key] and seen[key] and running[key] != seen[key] for key in seen):
-        running.update((key, running[key] or seen[key]) for key in seen)
+    running = memory["transition"]
+    goes_on = bool(running and seen) and not _is_another(running, seen)
+    if goes_on and (running["patch"] or not seen["patch"]):
+        running["direction"] = running["direction"] or seen["direction"]
         return []
+    unseen = _unseen(memory["settled"], kernel["active"], running, seen)
     events = []
-    if running:
-        running["patch"] = running["patch"] or (came or [None])[-1]
+    if running and not goes_on:
+        # The kernel did not name its patch; what has changed does, if it takes one transition.
+        alone = len(unseen) == 1 and unseen[0]["patch"]
+        if alone and not running["patch"] and not _is_another(running, unseen[0]):
+            running.update(unseen.pop())
         seconds = round(now - running["since"], 1)
-        events.append(_event("finished", kernel, running, seconds=seconds, observed=not moving))
-        # Its own patch came by it, and those that it replaced went.
-        came = [name for name in came if name != running["patch"] or running["direction"] == "revert"]
-        went = []
-    if moving:
-        came, went = ([name for name in names if patch and name != patch] for names in (came, went))
-    if came or went:
-        unseen = _transition(memory, "apply" if came else "revert", (came or went)[-1], now)
-        events.append(_event("finished", kernel, unseen, seconds=None, observed=False))
-    memory["transition"] = _transition(memory, status["direction"], patch, now) if moving else None
-    if moving:
+        events.append(_event("finished", kernel, running, seconds=seconds, observed=not seen))
+    for missed in unseen:
+        missed = _transition(memory, missed, now)
+        events.append(_event("finished", kernel, missed, seconds=None, observed=False))
+    if goes_on:
+        running.update(seen)
+    else:
+        memory["transition"] = _transition(memory, seen, now) if seen else None
+    if seen and not goes_on:
         events.append(_event("started", kernel, memory["transition"]))
+    if not seen or seen["patch"]:
+        memory["settled"] = _undone(kernel["active"], seen)
     return events
 
 
-def _transition(memory, direction, patch, now):
-    memory["count"] += 1
-    number = "{}-{}".format(memory["kernel"]["boot_id"], memory["count"])
-    return {"id": number, "direction": direction, "patch": patch, "since": now, "times": 0, "told": now}
+def _done(settled, transition):
+    """Return what is active after a transition, but for the patches that it may have replaced."""
+    patch = transition and transition["patch"]
+    others = [name for name in settled if name != patch]
+    return others + [patch] if patch and transition["direction"] == "apply" else others
+
+
+def _undone(active, transition):
+    """Return what was active before a transition, of which ``active`` was seen."""
+    patch = transition and transition["patch"]
+    others = [name for name in active if name != patch]
+    return others + [patch] if patch and transition["direction"] == "revert" else others
+
+
+def _unseen(settled, active, running, seen):
+    """
+    Return the transitions that nobody saw: what must have happened since ``settled`` beside ``running``, which was seen
+    before, and ``seen``, which runs now. Each did happen, unless a patch came and went, or went and came back, unseen.
+    """
+    if seen and not seen["patch"]:
+        # It may be the one that explains what has changed. Later the kernel tells more.
+        return []
+    after, before = _done(settled, running), _undone(active, seen)
+    came = [name for name in before if name not in after]
+    went = [name for name in after if name not in before]
+    if came:
+        # A patch that came may have replaced those that went.
+        return [{"direction": "apply", "patch": name} for name in came]
+    if seen and seen["direction"] == "apply":
+        # At its end it shows those that it replaced as gone already.
+        return []
+    if running and running["direction"] == "apply":
+        went = [name for name in went if name == running["patch"]]
+    # Of several nobody can say how many transitions it took, nor which was the last.
+    return [{"direction": "revert", "patch": went[0] if len(went) == 1 else None}] if went else []
+
+
+def _transition(memory, seen, now):
+    # A clock can stand still for two of one look, or begin anew in a container that comes back.
+    memory["stamp"] = max(int(now * 1e6), memory["stamp"] + 1)
+    number = "{}-{}".format(memory["kernel"]["boot_id"], memory["stamp"])
+    return dict(seen, id=number, since=now, times=0, told=now)
 
 
 def _stuck(memory, options, now, problems):
@@ -285,16 +364,27 @@ def _stuck(memory, options, now, problems):
 def _errors(memory, problems):
     """
     Return an ``error`` event for each problem that was not told yet. ``problems`` holds what each source ran into, None
-    where it worked again; a source that was not tried is not in it.
+    where it worked again; a source that was not tried is not in it. A text that is another at each look tells a user
+    nothing new after a while.
     """
     events = []
     for source, problem in sorted(problems.items()):
         if problem is None:
             memory["errors"].pop(source, None)
-        elif problem not in memory["errors"].setdefault(source, []):
-            memory["errors"][source].append(problem)
+            continue
+        problem, told = _line(problem), memory["errors"].setdefault(source, [])
+        if problem not in told and len(told) < ERRORS:
+            told.append(problem)
             events.append(_event("error", memory["kernel"], memory["transition"], error=problem))
     return events
+
+
+def _line(text):
+    """Return a text as one line of printable characters, cut where it is long."""
+    line = "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text[: LONGEST + 1]
+    )
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
 
 
 def _event(tag, kernel, running, **more):
@@ -335,9 +425,15 @@ def _read(path):
 
 
 def _fresh():
-    # An id must not come twice when the memory is lost, so a fresh one counts from the present second.
-    now = int(time.time())
-    return {"format": FORMAT, "kernel": {}, "transition": None, "count": now, "errors": {}, "outbox": []}
+    return {
+        "format": FORMAT,
+        "kernel": {},  # as the last look saw it
+        "settled": [],  # what was active before the transition that runs, or at the last look if none does
+        "transition": None,
+        "stamp": 0,  # of the newest id
+        "errors": {},  # {source: [text]}
+        "outbox": [],
+    }
 
 
 def _set_aside(path, err):
@@ -365,11 +461,22 @@ def _save(path, memory, events, now):
         except OSError as err:
             # Until it works again this process remembers for itself; only a restart would tell things twice.
             saved = None
+            _forget_what_is_over(path, memory)
             memory["errors"]["memory"] = told
             events += _errors(memory, {"memory": f"cannot write the memory {path}: {err.strerror}"})
     CACHE[path] = (memory, saved)
     # Salt changes what it gets.
     return copy.deepcopy(events)
+
+
+def _forget_what_is_over(path, memory):
+    """Delete a file that cannot be written and names a transition that is over: a new process gave its id away."""
+    try:
+        old, running = _read(path)["transition"], memory["transition"]
+        if old and not memory["outbox"] and (not running or old["id"] != running["id"]):
+            os.unlink(path)
+    except UNUSABLE:
+        pass
 
 
 def _write(path, text):

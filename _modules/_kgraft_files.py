@@ -28,19 +28,20 @@ MISSING = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
 
 def read(path):
     """All bytes of a file, never none."""
-    chunks = []
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            while not chunks or chunks[-1]:
-                chunks.append(os.read(descriptor, 65536))
+            raw = chunk = os.read(descriptor, 65536)
+            while chunk:
+                chunk = os.read(descriptor, 65536)
+                raw += chunk
         finally:
             os.close(descriptor)
     except OSError as err:
         raise failure(path, err) from err
-    if not chunks[0]:
+    if not raw:
         raise missing(path)
-    return b"".join(chunks)
+    return raw
 
 
 def link(path):
@@ -62,7 +63,10 @@ def directories(path):
 
 def number(path):
     """The integer in a file."""
-    raw = read(path)
+    return _number(path, read(path))
+
+
+def _number(path, raw):
     if not re.match(rb"-?[0-9]{1,18}\n?\Z", raw):
         raise unclear(path, f"{raw[:40]!r} is no number")
     return int(raw)
@@ -70,7 +74,10 @@ def number(path):
 
 def switch(path):
     """The boolean in a file that holds 0 or 1."""
-    value = number(path)
+    raw = read(path)
+    if raw in (b"0\n", b"1\n"):  # each look reads one or two of them
+        return raw == b"1\n"
+    value = _number(path, raw)
     if value not in (0, 1):
         raise unclear(path, f"{value} is neither 0 nor 1")
     return value == 1
@@ -133,6 +140,9 @@ def text(raw):
     Names in the kernel are bytes, and users choose many of them: what leaves the module is one line, without what a
     terminal obeys (control characters, line and paragraph separators, marks that turn the direction of writing).
     """
+    told = raw if isinstance(raw, str) else raw.decode("utf-8", "backslashreplace")
+    if told.isprintable():  # most are, and this is quick
+        return told
     return re.sub(UNPRINTABLE, _escaped, os.fsencode(raw).decode("utf-8", "backslashreplace"))
 
 

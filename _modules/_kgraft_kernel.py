@@ -9,6 +9,7 @@ A patch has four names that are one: rpm ``kgraft-patch-…-2-2.1``, file ``kgra
 """
 
 import errno
+import functools
 import os
 import re
 import time
@@ -38,8 +39,8 @@ def look(root):
         return Look(None, "unavailable", None, [])
     for attempt in range(LOOKS):
         running, patches = retry(kernel.look)
-        states = {patch.state for patch in patches}
-        moving = not states.isdisjoint(MOVING)
+        states = [patch.state for patch in patches]
+        moving = "applying" in states or "reverting" in states
         if running == moving:
             break
         time.sleep(0.001 * attempt)
@@ -59,30 +60,32 @@ def available(root):
 
 def interface(root):
     """The kernel's interface, a ``KGraft`` or ``Livepatch``; None without live patching."""
-    return retry(lambda: _interface(root))
+    return retry(_interface, root)
 
 
 def _interface(root):
-    above = os.path.join(root, "sys/kernel")
-    if not os.path.isdir(above):
-        raise OSError(f"Cannot look at the kernel: there is no directory {above}")
     kernels = [kernel for kernel in (KGraft(root), Livepatch(root)) if files.exists(kernel.base)]
     if len(kernels) == 2:
         kgraft, livepatch = kernels
         # A SUSE 4.4 kernel shows an empty livepatch directory beside a used kgraft.
         return livepatch if files.directories(livepatch.base) and not files.directories(kgraft.base) else kgraft
-    if not kernels and files.is_gone(os.path.join(root, "sys/module")):
+    if kernels:
+        return kernels[0]
+    above = os.path.join(root, "sys/kernel")
+    if files.is_gone(above):
+        raise OSError(f"Cannot look at the kernel: there is no directory {above}")
+    if files.is_gone(os.path.join(root, "sys/module")):
         raise OSError(
             f"Cannot look at the kernel: {os.path.join(root, 'sys')} is not that of a kernel, it has no module"
         )
-    return kernels[0] if kernels else None
+    return None
 
 
-def retry(ask):
+def retry(ask, *what):
     """Ask again where the kernel was faster: a patch went while it was read."""
     for attempt in range(LOOKS):
         try:
-            return ask()
+            return ask(*what)
         except FileNotFoundError as err:
             last = err
             # A patch being loaded or refused is a directory without files for a moment: on one processor it stays so
@@ -150,8 +153,8 @@ class KGraft:
         Only the global file tells the end for sure (kernel/kgraft.c), but it
         may change while the patches are read: look again until both agree.
         """
-        running = files.required(files.switch, os.path.join(self.base, "in_progress"))
-        patches = [self._patch(os.path.join(self.base, name)) for name in files.directories(self.base)]
+        running = files.required(files.switch, self.base + "/in_progress")
+        patches = [self._patch(f"{self.base}/{name}") for name in files.directories(self.base)]
         if sum(patch.state != "inactive" for patch in patches) > 1:
             patches = self._replaced(_by_age(self.root, patches))
         # Where all of a patch's functions wait for modules, the kernel does not tell whether it is this one that moves.
@@ -160,7 +163,8 @@ class KGraft:
         return running, [patch._replace(state=waiting) if patch.state == "waiting" else patch for patch in patches]
 
     def _patch(self, directory):
-        states = {function["state"] for function in self._functions(directory)}
+        path = directory + "/state"
+        states = _states(files.read(path), path)
         name = self._module(directory)
         if APPLYING in states:
             state = "applying"
@@ -193,35 +197,8 @@ class KGraft:
 
     @staticmethod
     def _module(directory):
-        owner = files.optional(files.link, os.path.join(directory, "owner"))
+        owner = files.optional(files.link, directory + "/owner")
         return files.text(os.path.basename(owner)) if owner else folded(files.text(os.path.basename(directory)))
-
-    @staticmethod
-    def _functions(directory):
-        """
-        The rows of the table in ``state``, read by its heading, which has had
-        different columns. It ends at one page, in the middle of a line.
-        """
-        path = os.path.join(directory, "state")
-        lines = files.lines(files.read(path))[:-1]
-        columns = [column.lower() for column in lines[0].split()] if lines else []
-        if "function" not in columns or "state" not in columns:
-            raise files.unclear(path, f"its heading is {lines[:1]!r}")
-        functions = []
-        for line in lines[1:]:
-            row = dict(zip(columns, line.split()))
-            if len(line.split()) != len(columns) or not _is_count(row["state"]):
-                raise files.unclear(path, f"{line!r} under {lines[0]!r}")
-            sympos = row.get("sympos", "")
-            functions.append(
-                {
-                    "object": row.get("object"),
-                    "name": row["function"],
-                    "sympos": int(sympos) if _is_count(sympos) else None,
-                    "state": int(row["state"]),
-                }
-            )
-        return functions
 
     def details(self, patch, functions):
         record = {
@@ -231,7 +208,8 @@ class KGraft:
             "cumulative": files.optional(files.switch, os.path.join(patch.directory, "replace_all")),
         }
         if functions:
-            record["functions"] = self._functions(patch.directory)
+            path = os.path.join(patch.directory, "state")
+            record["functions"] = _functions(files.read(path), path)
         return record
 
     @staticmethod
@@ -268,7 +246,7 @@ class Livepatch:
         self.base = os.path.join(root, "sys/kernel/livepatch")
 
     def look(self):
-        patches = [self._patch(os.path.join(self.base, name)) for name in files.directories(self.base)]
+        patches = [self._patch(f"{self.base}/{name}") for name in files.directories(self.base)]
         return any(patch.state in MOVING for patch in patches), self._in_order(patches)
 
     def _in_order(self, patches):
@@ -281,9 +259,9 @@ class Livepatch:
         return sorted(patches, key=order.get) if order else patches
 
     def _patch(self, directory):
-        enabled = files.switch(os.path.join(directory, "enabled"))
+        enabled = files.switch(directory + "/enabled")
         # Kernels 4.0 to 4.11 switch all tasks at once and have no such file.
-        moves = files.optional(files.switch, os.path.join(directory, "transition"))
+        moves = files.optional(files.switch, directory + "/transition")
         name = os.path.basename(directory)
         if moves and not enabled:
             enabled = self._is_being_loaded(name) or files.switch(os.path.join(directory, "enabled"))
@@ -359,6 +337,38 @@ class Livepatch:
                     b"1",
                     {errno.ENOENT: "this kernel cannot be forced", errno.EINVAL: "it is no longer in transition"},
                 )
+
+
+@functools.lru_cache(maxsize=64)
+def _states(raw, path):
+    """The states of a kGraft patch's functions. A patch at rest shows the same table at each look."""
+    return frozenset(function["state"] for function in _functions(raw, path))
+
+
+def _functions(raw, path):
+    """
+    The rows of the table in a kGraft patch's ``state``, read by its heading, which has had different columns. It ends
+    at one page, in the middle of a line.
+    """
+    lines = files.lines(raw)[:-1]
+    columns = [column.lower() for column in lines[0].split()] if lines else []
+    if "function" not in columns or "state" not in columns:
+        raise files.unclear(path, f"its heading is {lines[:1]!r}")
+    functions = []
+    for line in lines[1:]:
+        row = dict(zip(columns, line.split()))
+        if len(line.split()) != len(columns) or not _is_count(row["state"]):
+            raise files.unclear(path, f"{line!r} under {lines[0]!r}")
+        sympos = row.get("sympos", "")
+        functions.append(
+            {
+                "object": row.get("object"),
+                "name": row["function"],
+                "sympos": int(sympos) if _is_count(sympos) else None,
+                "state": int(row["state"]),
+            }
+        )
+    return functions
 
 
 def _is_count(word):

@@ -91,7 +91,7 @@ def poke(root, wanted, patterns, defaults, method, test):
                 reason, left = refusal(root, task, patterns, family, method)
                 crossed = [tid for tid in task["tids"] if tid not in left]
                 if not reason and not test:
-                    crossed, reason = _act(process, task, crossed, left)
+                    crossed, reason = _act(root, process, task, crossed, left)
             except FileNotFoundError:
                 result["vanished"].append(task["pid"])
                 continue
@@ -111,9 +111,15 @@ def poke(root, wanted, patterns, defaults, method, test):
     return result
 
 
-def _act(process, task, tids, left):
+def _act(root, process, task, tids, left):
     """The threads that were moved, and why none was; adds to ``left`` why others were not."""
     words = process.poke(task["pid"], task["start_time"], tids)
+    late = [tid for tid in tids if words[tid] == "unreachable"]
+    if late:
+        # It was interrupted all the same: on a busy machine it may only have been slow.
+        _await_crossing(root, [task["pid"]])
+        still = tasks.flagged(root, task["pid"])
+        words.update((tid, "moved") for tid in late if tid not in still)
     moved = [tid for tid in tids if words[tid] == "moved"]
     left.update((tid, _why_not(task["pid"], tid, word)) for tid, word in words.items() if word != "moved")
     why = next((why for why in left.values() if why), None)

@@ -146,6 +146,9 @@ def status():
     ``active``
         the names of the patches being applied or applied, oldest first; one
         whose functions all wait for modules is among them.
+    ``moving``
+        the names of the patches that the transition applies or reverts; empty
+        when the kernel does not say, and when ``ready``.
     ``boot_id``
         the kernel's id of this boot.
 
@@ -168,6 +171,7 @@ def status():
         "direction": look.direction,
         "kernelrelease": files.word(os.path.join(root, "proc/sys/kernel/osrelease")),
         "active": kernel.active(look),
+        "moving": kernel.moving(look),
         "boot_id": files.word(os.path.join(root, "proc/sys/kernel/random/boot_id")),
     }
 

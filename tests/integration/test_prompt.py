@@ -31,6 +31,7 @@ def test_salt_status_is_data(salt_cli, minion, blocked):
         "direction": "apply",
         "kernelrelease": blocked.release,
         "active": ["kgraft_patch_2_2_1"],
+        "moving": ["kgraft_patch_2_2_1"],
         "boot_id": blocked.boot_id,
     }
 

@@ -28,6 +28,7 @@ def test_a_kernel_without_patches_is_ready(guest):
         "direction": None,
         "kernelrelease": guest.kernel.release,
         "active": [],
+        "moving": [],
         "boot_id": guest.sh("cat /proc/sys/kernel/random/boot_id").strip(),
     }
     assert guest.call("kgraft.patches") == {}

@@ -13,6 +13,12 @@ from tests.support.beacon_minion import fail, tags
 pytest_plugins = ["tests.support.beacon_fixtures"]
 
 
+def status(*active, **changes):
+    """What ``kgraft.status`` says."""
+    ready = {"abi": "livepatch", "state": "ready", "direction": None, "kernelrelease": "6.4", "boot_id": BOOT_ID}
+    return {**ready, "active": list(active), "moving": [], **changes}
+
+
 # -- edges
 
 
@@ -44,7 +50,7 @@ def test_a_transition_is_told_at_its_start_and_at_its_end(kernel, minion):
         "patch": "kgraft_patch_2_2_1",
         "kernelrelease": "4.4.180-94.100-default",
         "boot_id": BOOT_ID,
-        "transition": f"{BOOT_ID}-1790000002",
+        "transition": f"{BOOT_ID}-1002000000",
     }
     assert started == {"tag": "started", "active": ["kgraft_patch_1_2_1", "kgraft_patch_2_2_1"], **common}
     assert finished == {
@@ -174,13 +180,14 @@ def test_a_kernel_that_shows_no_transitions_tells_of_their_ends(kernel, minion):
 
 
 def test_a_start_in_the_middle_of_a_look_is_not_taken_for_an_end(minion):
-    idle = {"abi": "livepatch", "state": "ready", "direction": None, "kernelrelease": "6.4", "boot_id": BOOT_ID}
+    idle = status()
+    runs = status("livepatch_9", state="in_progress", direction="apply", moving=["livepatch_9"])
     minion.calls["kgraft.status"].side_effect = [
-        {**idle, "active": []},
-        {**idle, "active": ["livepatch_9"]},  # `transition` was read before the start, `enabled` after it
-        {**idle, "active": ["livepatch_9"], "state": "in_progress", "direction": "apply"},
+        idle,
+        status("livepatch_9"),  # `transition` was read before the start, `enabled` after it
+        runs,
+        runs,
     ]
-    minion.calls["kgraft.patches"].side_effect = lambda: {"livepatch_9": {"state": "applying"}}
     minion.look()
 
     [started] = minion.look()
@@ -202,11 +209,30 @@ def test_a_patch_that_the_kernel_names_late_is_named_at_the_end(kernel, minion):
     assert finished["transition"] == started["transition"]
 
 
-def test_a_patch_whose_functions_all_wait_for_their_modules_is_named_as_the_one_that_came(kernel, minion):
+def test_a_patch_whose_functions_all_wait_for_their_modules_is_named_at_the_end_as_the_one_that_came(kernel, minion):
+    """While its transition runs the kernel tells neither patch nor direction."""
     minion.look()
     kernel.start("kgraft-patch-2-2_1", functions=[("absent", "absent_function", 0, 5)])
+    [started] = minion.look()
+    kernel.finish()
+    [finished] = minion.look()
 
-    assert minion.look()[0]["patch"] == "kgraft_patch_2_2_1"
+    assert (started["patch"], started["direction"]) == (None, None)
+    assert (finished["patch"], finished["direction"]) == ("kgraft_patch_2_2_1", "apply")
+    assert finished["transition"] == started["transition"]
+
+
+def test_a_revert_of_a_patch_whose_functions_all_wait_is_named_at_the_end_as_the_one_that_went(kernel, minion):
+    kernel.patch("kgraft-patch-2-2_1", functions=[("absent", "absent_function", 0, 5)])
+    minion.look()
+    kernel.in_progress(True)
+    [started] = minion.look()
+    kernel.change("kgraft-patch-2-2_1", "inactive")
+    kernel.in_progress(False)
+    [finished] = minion.look()
+
+    assert (started["patch"], started["direction"]) == (None, None)
+    assert (finished["patch"], finished["direction"]) == ("kgraft_patch_2_2_1", "revert")
 
 
 def test_the_moment_between_the_last_function_and_the_end_is_no_transition_of_its_own(kernel, minion):
@@ -222,23 +248,65 @@ def test_the_moment_between_the_last_function_and_the_end_is_no_transition_of_it
     assert tags(minion.look()) == ["finished"]
 
 
-def test_of_several_patches_that_came_between_two_looks_the_newest_is_named(kernel, minion):
+def test_of_several_patches_that_came_between_two_looks_each_is_told(kernel, minion):
     minion.look()
     for name in ("kgraft-patch-1-2_1", "kgraft-patch-2-2_1"):
         kernel.start(name, replace_all=False)
         kernel.finish()
 
-    [finished] = minion.look()
+    first, finished = minion.look()
 
+    assert (first["patch"], first["direction"]) == ("kgraft_patch_1_2_1", "apply")
     assert (finished["patch"], finished["active"]) == (
         "kgraft_patch_2_2_1",
         ["kgraft_patch_1_2_1", "kgraft_patch_2_2_1"],
     )
+    assert first["transition"] != finished["transition"]
+
+
+def test_the_end_of_a_cumulative_patch_in_the_middle_of_a_look_is_no_revert_of_the_one_it_replaces(minion):
+    """livepatch: the older patch was read right before the end, the newer one right after it."""
+    torn = status("livepatch_8", "livepatch_9")
+    ended = status("livepatch_9")
+    runs = status("livepatch_8", "livepatch_9", state="in_progress", direction="apply", moving=["livepatch_9"])
+    minion.calls["kgraft.status"].side_effect = [
+        *(status("livepatch_8"), runs, runs, runs, torn, ended, ended),
+        *(ended, ended),
+    ]
+    assert minion.look() == []
+    assert tags(minion.look()) == ["started"]
+
+    [finished] = minion.look()
+
+    assert (finished["patch"], finished["active"]) == ("livepatch_9", ["livepatch_9"])
+    assert minion.look() == []
+
+
+def test_a_disable_in_the_middle_of_a_look_is_no_apply(minion):
+    """livepatch shows ``transition`` 1 a moment before ``enabled`` 0 (__klp_disable_patch)."""
+    torn = status("livepatch_9", state="in_progress", direction="apply", moving=["livepatch_9"])
+    runs = status(state="in_progress", direction="revert", moving=["livepatch_9"])
+    minion.calls["kgraft.status"].side_effect = [status("livepatch_9"), torn, runs, runs]
+    minion.look()
+
+    [started] = minion.look()
+
+    assert (started["direction"], started["patch"]) == ("revert", "livepatch_9")
+
+
+def test_a_kernel_that_changes_at_each_look_is_not_looked_at_for_ever(minion):
+    changes = [status(f"livepatch_{number}") for number in range(100)]
+    minion.calls["kgraft.status"].side_effect = changes
+    minion.look()
+
+    [finished] = minion.look()
+
+    assert finished["tag"] == "finished"
+    assert minion.calls["kgraft.status"].call_count < 10
 
 
 def test_the_order_of_patches_is_no_event(minion):
-    ready = {"abi": "kgraft", "state": "ready", "direction": None, "kernelrelease": "4.4", "boot_id": BOOT_ID}
-    minion.calls["kgraft.status"].side_effect = [{**ready, "active": list(names)} for names in ("ab", "ba")]
+    minion.calls["kgraft.status"].side_effect = [status(*names) for names in ("ab", "ba")]
     minion.look()
 
     assert minion.look() == []
@@ -275,8 +343,7 @@ def test_an_idle_look_asks_one_question(kernel, minion):
 
 
 def test_ten_thousand_looks_need_no_more_memory(minion):
-    ready = {"abi": "kgraft", "state": "ready", "direction": None, "kernelrelease": "4.4", "boot_id": "b", "active": []}
-    minion.module.__salt__ = {"kgraft.status": lambda: dict(ready)}
+    minion.module.__salt__ = {"kgraft.status": status}
     for _ in range(100):
         minion.look()
     tracemalloc.start()

@@ -1,5 +1,9 @@
 """When a transition is stuck, and what is told about it."""
 
+import os
+
+import pytest
+
 from tests.support.beacon_minion import fail, tags
 
 pytest_plugins = ["tests.support.beacon_fixtures"]
@@ -80,6 +84,29 @@ def test_an_event_can_be_packed_whatever_a_process_calls_itself(kernel, minion):
     [stuck] = minion.look(after=120)
 
     assert salt.payload.loads(salt.payload.dumps(stuck))["tasks"][0]["pid"] == 731
+
+
+@pytest.mark.parametrize(
+    "name", [b"a\nsalt/x {}", b"\x1b[2J\x07\r\x9b", "\u202egpj\u2028".encode(), b"\xff\xfe\0", b"%s{0}'\"\\"]
+)
+def test_what_users_choose_stays_in_one_short_line(kernel, minion, name):
+    """Names of processes, of executables and of units; a title of 100 kB is no name at all."""
+    kernel.task(731, name[:15], blocking=True, cmdline=[b"t" * 100_000 + b"--password=hunter2"])
+    own = os.fsdecode(b"x" * 15 + name.replace(b"\0", b"").replace(b"/", b"") + b"y" * 200)
+    kernel.task(732, b"x" * 15, blocking=True, exe="/opt/" + own)
+    kernel.write(
+        "proc/731/cgroup", b"1:name=systemd:/system.slice/" + name.replace(b"\n", b"") + b"u" * 200 + b".service\n"
+    )
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+
+    [stuck] = minion.look(after=120)
+
+    assert [task["pid"] for task in stuck["tasks"]] == [731, 732]
+    texts = [value for task in stuck["tasks"] for value in task.values() if isinstance(value, str)]
+    assert len(texts) >= 8
+    assert all(text.isprintable() and len(text) < 1100 for text in texts), texts
+    assert "hunter2" not in str(stuck)
 
 
 def test_no_event_shows_a_command_line(kernel, minion):

@@ -137,6 +137,8 @@ def assert_names_exist(node, offered, everything, load):
             if key == "beacons" and isinstance(value, dict) and "kgraft" in value:
                 valid, reason = load("_beacons/kgraft.py").validate(value["kgraft"])
                 assert valid, reason
+                for instance in value.values():  # every second is ten times the work, for nothing
+                    assert {"interval": 10} in instance
             if isinstance(key, str) and key in offered["_states"]:
                 arguments = {name for item in value or [] if isinstance(item, dict) for name in item}
                 assert (

@@ -84,6 +84,16 @@ def test_an_interface_that_may_not_be_looked_for_is_a_failed_look(kernel, kgraft
         kgraft.abi()
 
 
+def test_status_names_the_patches_that_move(moving):
+    kernel, kgraft = moving
+    [name] = kgraft.status()["active"]
+    assert kgraft.status()["moving"] == [name]
+    kernel.finish()
+    assert kgraft.status()["moving"] == []
+    kernel.revert(next(iter(kernel.patches)))
+    assert (kgraft.status()["moving"], kgraft.status()["active"]) == ([name], [])
+
+
 def test_a_kernel_without_live_patching_is_unavailable_and_never_ready(make_kernel, kgraft_on):
     kgraft = kgraft_on(make_kernel(None))
     assert kgraft.abi() is None
@@ -94,6 +104,7 @@ def test_a_kernel_without_live_patching_is_unavailable_and_never_ready(make_kern
         "direction": None,
         "kernelrelease": "4.4.180-94.100-default",
         "active": [],
+        "moving": [],
         "boot_id": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
     }
 

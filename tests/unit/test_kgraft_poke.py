@@ -326,11 +326,21 @@ def test_what_was_done_to_a_thread_is_no_proof_that_it_crossed(own, moving, poke
     assert answer["count"] == 1
 
 
+@pytest.mark.parametrize("crosses", [True, False])
+def test_who_did_not_stop_in_time_was_interrupted_all_the_same_and_may_cross_late(own, moving, poke, crosses):
+    for kernel in (moving, own):
+        kernel.task(731, blocking=True, start_time=5)
+    poke.words = {731: "unreachable"}
+    poke.room._await_crossing = lambda root, pids: moving.flag(731, not crosses)
+    answer = poke()
+    assert [task["crossed"] for task in answer["poked"]] == ([[731]] if crosses else [])
+    assert [task["reason"] for task in answer["skipped"]] == ([] if crosses else ["it did not stop within 0.1 s"])
+
+
 @pytest.mark.parametrize(
     ("words", "left"),
     [
         ({11: "uninterruptible"}, {"11": "it sleeps uninterruptibly: nothing reaches it"}),
-        ({11: "unreachable"}, {"11": "it did not stop within 0.1 s"}),
         ({11: "lost", 12: "lost"}, dict.fromkeys(("11", "12"), "the process that pokes ended before it was done")),
         ({11: "gone"}, {}),
         ({12: "EIO"}, {"12": "the kernel refuses: EIO"}),
