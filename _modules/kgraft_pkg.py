@@ -396,8 +396,10 @@ def _notes(told, packages):
         notes.append(
             f"It was installed before this boot, and the kernel runs {running}: the initrd is older, rebuild it."
         )
-    newer = [version for version in packages.offered(told["package"])[:1] if newest and version != newest]
-    notes += [f"{version} is there, too, in a repository of lower priority." for version in newer]
+    if newest and packages.offered(told["package"])[0] != newest:
+        notes.append(
+            "{} is there, too, in a repository of lower priority.".format(packages.offered(told["package"])[0])
+        )
     try:
         until = __salt__["kgraft_security.supported_until"]()
     except CommandExecutionError as err:

@@ -559,4 +559,5 @@ def test_what_the_manual_shows_is_what_is_printed(on, suse, kernel, suse_loaders
         answer = f"ERROR: {err}"
 
     printed = salt.output.out_format({"db1": answer}, outputter, {**suse_loaders.opts, "color": False})
-    assert printed.strip() == output.strip()
+    pattern = ".*".join(re.escape(part) for part in output.strip().split("…"))
+    assert re.fullmatch(pattern, printed.strip()), printed

@@ -185,5 +185,5 @@ def test_load_does_not_believe_modprobe(kernel, kgraft_on):
 
 def test_load_of_an_inactive_patch_says_what_to_do(kernel, kgraft):
     kernel.patch(PATCH, "inactive")
-    with pytest.raises(CommandExecutionError, match="loaded but inactive; remove it with kmod.remove"):
+    with pytest.raises(CommandExecutionError, match="loaded but inactive; unload it with kgraft.unload"):
         kgraft.load(MODULE)

@@ -5,7 +5,7 @@ The page with each message of the states is about messages that there are.
 import re
 
 PAGE = "docs/when-it-does-not-finish.md"
-SOURCES = ("_states/kgraft.py", "_states/_kgraft_*.py", "_modules/kgraft_pkg.py", "_modules/_kgraft_zypper.py")
+SOURCES = ("_states/kgraft.py", "_states/_kgraft_*.py", "_modules/kgraft_pkg.py", "_modules/_kgraft_*.py")
 
 
 def test_each_message_of_the_page_is_one_that_our_files_can_print(repo):
