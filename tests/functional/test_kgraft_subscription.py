@@ -12,7 +12,7 @@ import salt.exceptions
 
 from tests.support import suseconnect
 
-CODE = "4f1d-SECRET-77aa"
+CODE = f"4f1d-SECRET-{os.getpid()}"  # what one process of pytest -n uses, no other may see in a list of processes
 PRODUCT = suseconnect.LIVE_PATCHING
 SLES_12 = {"os": "SUSE", "osfullname": "SLES", "os_family": "Suse", "osrelease": "12", "cpuarch": "x86_64"}
 CHANGES = {PRODUCT: {"old": None, "new": "Registered"}}
