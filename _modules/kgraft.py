@@ -30,6 +30,8 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "kgraft"
 
+VERSION = "0.1.0"
+
 
 def _room(name, **others):
     """Execute the private sibling ``_kgraft_<name>.py``, which gets ``others`` first (docs/architecture.md, Rooms)."""
@@ -322,6 +324,81 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None):
 
 
 @_with_salts_errors
+def overview(names=False):
+    """
+    Tell where this machine stands, in one answer for reports, the mine and
+    dashboards. Nothing is changed, and no repository is read again.
+
+    names
+        Also name the processes that block, and their users: they tell who
+        works on this machine. Default: False
+
+    Returns a dict. What is not known is None, and ``notes`` say why:
+
+    ``observed``, ``version``
+        when it was looked, as ``2026-11-23T02:10:00Z``; the version of this
+        module.
+    ``state``, ``direction``, ``active``, ``kernelrelease``, ``boot_id``, ``abi``
+        as in :py:func:`status`.
+    ``blocking``
+        while a transition runs ``{count, complete, tasks}`` as in
+        :py:func:`blocking`, each task with its ``kind``, ``unit`` and ``why``;
+        with ``names=True`` also its ``pid``, ``name`` and ``user``.
+    ``package``
+        ``{name, installed, newest, as_of}``: the live-patch package of this
+        kernel, as in ``kgraft_pkg.available``.
+    ``supported_until``, ``reboot``
+        as ``kgraft_security`` says.
+    ``notes``
+        a list of sentences: what could not be read, or is not loaded here.
+
+    Raises ``CommandExecutionError`` if the kernel could not be looked at;
+    ``SaltInvocationError`` for a bad argument.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft.overview
+        salt '*' kgraft.overview names=True
+    """
+    _boolean("names", names)
+    seen, notes = status(), []
+    told = {"observed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "version": VERSION, "blocking": None}
+    told.update((key, seen[key]) for key in ("state", "direction", "active", "kernelrelease", "boot_id", "abi"))
+    if seen["state"] == "in_progress":
+        held = blocking(limit=None)
+        if held["state"] == "ready":
+            return overview(names)
+        keys = ("kind", "unit", "why") + (("pid", "name", "user") if names else ())
+        told["blocking"] = {"count": held["count"], "complete": held["complete"]}
+        told["blocking"]["tasks"] = [{key: task.get(key) for key in keys} for task in held["tasks"]]
+    offered = _ask_others("kgraft_pkg.available", notes)
+    told["package"] = offered and {
+        "name": _ask_others("kgraft_pkg.name", notes),
+        "installed": _ask_others("kgraft_pkg.installed", notes),
+        "newest": offered["newest"],
+        "as_of": offered["as_of"],
+    }
+    notes += offered["unread"] if offered else []
+    told["supported_until"] = _ask_others("kgraft_security.supported_until", notes)
+    told["reboot"] = _ask_others("kgraft_security.reboot", notes)
+    return dict(told, notes=notes)
+
+
+def _ask_others(function, notes):
+    """What another module says; None and a note where it is not loaded or does not know."""
+    if function not in __salt__:
+        notes.append(f"{function} is not loaded here")
+        return None
+    try:
+        return __salt__[function]()
+    except CommandExecutionError as err:
+        notes.append(f"{function}: {files.message(err)}")
+        return None
+
+
+@_with_salts_errors
 def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=False):
     """
     Move sleeping processes that block across the boundary, without ending
@@ -521,9 +598,14 @@ def unload(name, test=False):
     if state != "inactive":
         raise CommandExecutionError(f"{wanted} is {state or 'in use'}: only an inactive patch is unloaded")
     kernel.be_ready(_root(), f"unload {wanted}")
-    answer = __salt__["kmod.remove"](wanted)
-    if isinstance(answer, str):  # kmod.remove answers a failure with a string
-        raise CommandExecutionError(answer)
+    until = time.monotonic() + 2  # a module is held for a moment longer than its patch is shown
+    while True:
+        answer = __salt__["kmod.remove"](wanted)
+        if not isinstance(answer, str):
+            break
+        if time.monotonic() >= until:
+            raise CommandExecutionError(answer)  # kmod.remove answers a failure with a string
+        time.sleep(0.1)
     if kernel.find(kernel.available(_root()), wanted) or kernel.left_in_memory(_root(), wanted):
         raise CommandExecutionError(f"modprobe -r succeeded, but {wanted} is still in memory")
     return {"name": wanted, "state": None}

@@ -24,7 +24,15 @@ CACHE = HERE.parents[1] / ".cache" / "kernel"
 
 # apt-cache takes it: the one that means another series in each suite, and those that were added to a suite later
 META_PACKAGES = "^linux-image-([0-9.]+-)?cloud-amd64$"
-MODULES = ("klpt_target", "klpt_core", "klpt_sleepy", "livepatch_1_1_1", "livepatch_2_1_1", "klpt_broken")
+MODULES = (
+    "klpt_target",
+    "klpt_core",
+    "klpt_sleepy",
+    "livepatch_1_1_1",
+    "livepatch_2_1_1",
+    "livepatch_3_1_1",
+    "klpt_broken",
+)
 DRIVERS = ("virtio_pci", "virtio_blk")
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.kernel.guest import SYSFS, Refused
 
-FIRST, SECOND, SLEEPY, CORE = "livepatch_1_1_1", "livepatch_2_1_1", "klpt_sleepy", "klpt_core"
+FIRST, SECOND, THIRD = "livepatch_1_1_1", "livepatch_2_1_1", "livepatch_3_1_1"
+SLEEPY, CORE = "klpt_sleepy", "klpt_core"
 
 
 def pids(answer):
@@ -490,6 +491,26 @@ def test_loading_a_disabled_patch_that_is_still_in_memory_is_an_error(guest):
     with pytest.raises(Refused, match=f"{FIRST} as not loaded"):
         guest.call("kgraft.load", FIRST)
     assert guest.call("kgraft.patches") == {}
+
+
+def test_going_back_to_a_patch_that_was_replaced_takes_it_out_of_memory_first(guest):
+    guest.load(SECOND, THIRD)
+    assert guest.patches() == [THIRD]
+
+    for name, before in ((SECOND, THIRD), (THIRD, SECOND), (SECOND, THIRD)):
+        assert guest.call("kgraft.unload", name, test=True) == {"name": name, "state": "inactive"}
+        with pytest.raises(Refused, match=f"{name} as not loaded"):
+            guest.call("kgraft.load", name)
+        assert guest.call("kgraft.unload", name) == {"name": name, "state": None}
+        assert guest.call("kgraft.unload", name) == {"name": name, "state": None}
+        assert guest.call("kgraft.load", name)["state"] in ("applying", "applied")
+        guest.settled()
+        assert guest.call("kgraft.status")["active"] == [name]
+        assert guest.sh("cat /proc/klpt/state").strip() == name
+
+    for name, why in ((SECOND, "only an inactive patch is unloaded"), ("klpt_target", "no live patch")):
+        with pytest.raises(Refused, match=why):
+            guest.call("kgraft.unload", name)
 
 
 def test_revert_takes_a_patch_away(guest):
