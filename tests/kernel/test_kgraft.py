@@ -497,7 +497,7 @@ def test_going_back_to_a_patch_that_was_replaced_takes_it_out_of_memory_first(gu
     guest.load(SECOND, THIRD)
     assert guest.patches() == [THIRD]
 
-    for name, before in ((SECOND, THIRD), (THIRD, SECOND), (SECOND, THIRD)):
+    for name in (SECOND, THIRD, SECOND):
         assert guest.call("kgraft.unload", name, test=True) == {"name": name, "state": "inactive"}
         with pytest.raises(Refused, match=f"{name} as not loaded"):
             guest.call("kgraft.load", name)
