@@ -10,6 +10,7 @@ import fnmatch
 import os
 import re
 import subprocess
+import time
 import types
 from xml.sax.saxutils import quoteattr
 
@@ -71,6 +72,9 @@ class Machine:
         self.started, self.changed, self.hangs = [], [], ()
         self.add_repository("live-patching", {self.package: OFFERED.get(self.release, [])})
         self.salt = {}
+        self.time = types.SimpleNamespace(
+            monotonic=lambda: self.now, sleep=self._sleep, strftime=time.strftime, gmtime=time.gmtime
+        )
         options = {"id": "db1", "test": False, "kgraft.root": str(root)}
         grains = {"os_family": "Suse", "osmajorrelease": 12 if abi == "kgraft" else 15}
         for name in ("kgraft", "kgraft_pkg", "kgraft_security"):
@@ -78,7 +82,7 @@ class Machine:
             if hasattr(module, "commands"):
                 module.commands.run = self._run
             if name == "kgraft":
-                module.time = types.SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep)
+                module.time = self.time
             names = [one for one in vars(module) if callable(vars(module)[one]) and not one.startswith("_")]
             self.salt.update((f"{name}.{one}", getattr(module, one)) for one in names)
         self.salt.update(
@@ -136,6 +140,7 @@ class Machine:
     def run(self, state, test=False, **arguments):
         options = dict(self.options, test=test)
         states = load_file("_states/kgraft.py", __salt__=self.salt, __opts__=options)
+        states.time = states.arguments.time = self.time
         self.started = []
         return types.SimpleNamespace(**getattr(states, state)("x", **arguments))
 

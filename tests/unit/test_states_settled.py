@@ -32,7 +32,7 @@ class Clock:
 @pytest.fixture
 def clock(states, kgraft):
     # their own time, not everybody's
-    states.time = kgraft.time = Clock()
+    states.time = states.arguments.time = kgraft.time = Clock()
     return states.time
 
 
