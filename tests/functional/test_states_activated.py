@@ -116,6 +116,28 @@ def test_it_registers_where_nobody_offers_live_patches(customer_center, activate
     assert CODE not in str([result.raw for result in (dry, live, again)])
 
 
+def test_a_dead_repository_of_somebody_elses_does_not_stop_it(customer_center, activated, kernel):
+    repositories = kernel.root / "etc/zypp/repos.d"
+    repositories.mkdir(parents=True, exist_ok=True)
+    (repositories / "far.repo").write_text("[far]\nname=far\nenabled=1\nbaseurl=http://127.0.0.1:9/x\ntype=rpm-md\n")
+
+    live = activated(register=True, code_from=customer_center.code_from)
+
+    assert live.result is True, live.comment
+    assert "Not read: far: " in live.comment
+    assert live.changes[PRODUCT] == {"old": None, "new": "Registered"}
+
+
+def test_where_live_patching_is_included_there_is_nothing_to_register(kernel, activated, minion, monkeypatch):
+    monkeypatch.setitem(minion.opts["grains"], "osmajorrelease", 16)
+    monkeypatch.setitem(minion.opts["grains"], "osrelease", "16.0")
+    with SuseRoot(kernel.root):
+        for test in (True, False):
+            refused = activated(register=True, test=test)
+            assert (refused.result, refused.changes) == (False, {})
+            assert "there is no product to register" in refused.comment
+
+
 def test_a_code_that_the_server_refuses_is_a_failure_without_the_code(customer_center, activated):
     del customer_center.codes[CODE]
 

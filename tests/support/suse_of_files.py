@@ -40,6 +40,7 @@ class OneSleeper:
     """The processes that the lab's rules watch: this one, which crosses when ``switches`` goes up."""
 
     switches = 0
+    frozen = False
 
     def watched(self):
         return {os.getpid(): 5}
@@ -67,6 +68,7 @@ class Machine:
         self.rules = Rules(self.kernel, self.sleeper, period=1, clock=lambda: self.now)
         self.script = script
         self.installed = {}
+        self.installed_at = None  # seconds since the epoch; None is now
         self.repositories = {}
         self.locks, self.updates, self.kernel_changelog = [], {}, ""
         self.started, self.changed, self.hangs = [], [], ()
@@ -148,7 +150,7 @@ class Machine:
 
     def _sleep(self, seconds):
         self.now += max(seconds, 0.01)
-        self.sleeper.switches += 1
+        self.sleeper.switches += not self.sleeper.frozen
         self.rules.tick()
 
     def _insmod(self, module):
@@ -226,7 +228,7 @@ class Machine:
             return 0, "- Live patch: " + " ".join(self._cves(package.split("-default-")[-1]))
         form, package = words[1], words[-1]
         if "INSTALLTIME" in form:
-            return 0, f"{int(datetime.datetime.now().timestamp())}\n"
+            return 0, f"{int(time.time() if self.installed_at is None else self.installed_at)}\n"
         if words[2] == "-a":
             rows = [f"{name} {edition}" for name, edition in self.installed.items() if "patch-" in name]
             return 0, "".join(f"{row}\n" for row in rows)

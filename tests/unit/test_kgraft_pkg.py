@@ -82,6 +82,7 @@ def test_the_running_kernel_is_meant_unless_told_otherwise(kgraft_pkg):
         ("3.0.101-108.7-default", "live patching began with 3.12"),
         ("4.12.14-6.3-azure", "none for the flavour 'azure', only for default, rt, xen"),
         ("6.1.0-18-amd64", "none for the flavour 'amd64'"),
+        ("6.4.0-150600.23.7-64kb", "none for the flavour '64kb'"),
         ("5.14.0-427.el9.x86_64", "not named as SUSE names kernels"),
         ("5.3.18-lp152.19-default", "not named as SUSE names kernels"),
         ("4.4.180-94.100.1.1-default", "not named as SUSE names kernels"),

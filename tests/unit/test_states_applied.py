@@ -192,6 +192,50 @@ def test_a_zypper_that_hangs_is_a_failure_that_says_so(machine, verb):
     assert machine.applied(version=">=1").result is True  # which needs no repository
 
 
+@pytest.mark.parametrize("first", ["installed", "its own", "another's"])
+def test_all_waits_of_a_run_have_one_deadline(machine, first):
+    machine.sleeper.frozen = True
+    if first == "another's":
+        runs_frozen(machine, OLD)
+    elif first == "its own":
+        machine.installed[machine.package] = NEW
+    began = machine.now
+
+    failed = machine.applied(timeout=40)
+
+    assert failed.result is False
+    assert "still after 40 s" in failed.comment
+    assert machine.now - began < 41
+
+
+def runs_frozen(machine, version):
+    machine.installed[machine.package] = version
+    machine.rules.load(machine._patch_name(version))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_old_initrd_is_named_only_where_the_package_is_older_than_this_boot(machine, before):
+    runs(machine, MID)
+    machine.installed[machine.package] = NEW
+    machine.installed_at = 0 if before else None
+
+    live = machine.applied()
+
+    assert live.result is True
+    assert ("It was installed before this boot, and the kernel runs 9-2.2" in live.comment) is before
+
+
+def test_a_file_of_the_support_windows_that_cannot_be_read_is_no_failure_of_a_patched_machine(machine):
+    runs(machine, NEW)
+    machine.kernel.write("var/lib/lifecycle/data/odd.lifecycle", "no line of it\n")
+
+    live = machine.applied()
+
+    assert (live.result, live.changes) == (True, {})
+    assert "Until when this kernel gets live patches cannot be told: " in live.comment
+    assert "odd.lifecycle" in live.comment
+
+
 # ----- by CVEs
 
 
@@ -246,6 +290,16 @@ def test_an_open_cve_brings_the_newest_patch(machine, told):
 def test_fixed_cves_need_no_repository(machine, told):
     assert machine.applied(**told(CVE_2026_0001="fixed by kernel")).result is True
     assert machine.started == ["rpm -q"]
+
+
+def test_a_kernel_that_can_have_no_live_patch_is_judged_by_what_fixes_it(tmp_path):
+    machine = Machine(tmp_path, release="4.12.14-16.1-azure")
+    machine.kernel_changelog = "- Fix CVE-2026-0001"
+
+    assert machine.applied(cves=["CVE-2026-0001"]).result is True
+    refused = machine.applied()
+    assert (refused.result, refused.changes) == (False, {})
+    assert "No live-patch package can exist for kernel 4.12.14-16.1-azure" in refused.comment
 
 
 @pytest.mark.parametrize("release", [KERNEL, "4.12.14-16.1-azure"])
