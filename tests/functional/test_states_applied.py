@@ -349,6 +349,17 @@ def test_previous_is_the_one_before_the_newest_and_stays_it(machine):
     assert machine.patches()["kgraft_patch_9_2_2"] == "applied"
 
 
+def test_a_newer_patch_that_can_no_longer_be_fetched_is_a_failure_in_zyppers_words(machine):
+    assert machine.applied(version="9").result is True
+    machine.suse.kill("live-patching")
+
+    failed = machine.applied()
+
+    assert (failed.result, failed.changes) == (False, {})
+    assert "/nonexistent" in failed.comment
+    assert "Not read: live-patching of the tests: " in failed.comment
+
+
 def test_a_broken_signature_is_a_failure_in_zyppers_words(make_machine, new_repository):
     repository = new_repository("signed")
     repository.add_live_patch(KERNEL, "3-1.1")

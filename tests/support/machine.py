@@ -9,7 +9,7 @@ import salt.config
 from saltfactories.utils.functional import Loaders
 
 from lab import Lab, procfs
-from tests.support.packages import KERNEL, SuseRoot, minion_options, package_name, until
+from tests.support.packages import KERNEL, PackageRepository, SuseRoot, minion_options, package_name, run, until
 
 
 class Machine:
@@ -24,7 +24,8 @@ class Machine:
         self.lab = Lab(root, **{"period": 0.2, "release": KERNEL, **options})
         self.minion = minion
         self.repositories = repositories
-        self.package = package_name(options.get("release", KERNEL))
+        self.release = options.get("release", KERNEL)
+        self.package = package_name(self.release)
         self.sleepers = []
 
     def __enter__(self):
@@ -61,9 +62,80 @@ class Machine:
     def editions(self):
         return self.suse.editions(self.package)
 
-    def sleeper(self):
+    # -- what scenarios begin with, as tests/support/suse_of_files.py has it
+
+    @property
+    def abi(self):
+        return self.minion.modules.kgraft.abi()
+
+    def state(self):
+        return self.minion.modules.kgraft.status()["state"]
+
+    def edition(self):
+        return next(iter(self.editions()), None)
+
+    def settle(self):
+        """End what is blocked by nobody but our sleepers, which sleep on."""
+        self.minion.modules.kgraft.poke()
+        self.minion.modules.kgraft.wait(timeout=60)
+
+    def runs(self, *versions):
+        for version in versions:
+            self.suse.zypper("install", "--oldpackage", "--name", f"{self.package}={version}")
+            self.settle()
+
+    def holds(self, version):
+        (package,) = (self.repositories[0].path / "packages").glob(f"{self.package}-{version}.*")
+        options = ("--upgrade", "--oldpackage", "--force", "--noscripts", "--nosignature")
+        run("rpm", "--root", self.suse.root, *options, package)
+
+    def loads(self, version):
+        kind = "kgraft-patch" if self.abi == "kgraft" else "livepatch"
+        self.lab.load("{}-{}".format(kind, version.replace(".", "_")))
+        self.settle()
+
+    def moves(self, version):
+        self.sleeper(seconds=15)  # then it ends, and with it what holds the transition up
+        self.suse.zypper("install", "--name", f"{self.package}={version}")
+        assert self.state() == "in_progress"
+
+    def block(self):
+        self.sleeper()
+
+    def ages(self, seconds, dead=True):
+        self.suse.zypper("refresh")
+        if dead:
+            self.suse.kill(self.repositories[0].alias)
+        self.suse.age(self.repositories[0].alias, seconds)
+
+    def repository(self, alias, packages, about):
+        repository = PackageRepository(self.suse.root.parent / alias)
+        for package, editions in packages.items():
+            for edition in editions:
+                if package == self.package:
+                    repository.add_live_patch(self.release, edition)
+                else:
+                    repository.add_package(package, edition)
+        self.suse.add_repository(alias, repository.url, repository.name, priority=about.get("priority", 99))
+        if about.get("read", True):
+            self.suse.zypper("refresh")
+        if about.get("dead"):
+            self.suse.kill(alias)
+
+    def offers_nothing(self):
+        self.suse.disable(self.repositories[0].alias)
+
+    def lock(self, name):
+        self.suse.zypper("addlock", name)
+
+    def configure(self, text):
+        place = self.suse.root / "etc/sysconfig/livepatching"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+
+    def sleeper(self, seconds=600):
         """A process that sleeps and crosses only when something moves it."""
-        process = subprocess.Popen(["sleep", "600"])
+        process = subprocess.Popen(["sleep", str(seconds)])
         self.sleepers.append(process)
         self.lab.watch(process.pid)
         until(lambda: state_of(process.pid) == "S")

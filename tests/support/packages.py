@@ -36,6 +36,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -340,12 +341,12 @@ class SuseRoot:
         """Let zypper use a ``PackageRepository``; it reads its metadata when it first needs them."""
         self.add_repository(repository.alias, repository.url, repository.name, gpgcheck)
 
-    def add_repository(self, alias, url, name=None, gpgcheck=False, enabled=True):
+    def add_repository(self, alias, url, name=None, gpgcheck=False, enabled=True, priority=99):
         place = self.root / "etc/zypp/repos.d" / f"{alias}.repo"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(
             f"[{alias}]\nname={name or alias}\nenabled={enabled:d}\nautorefresh=0\nbaseurl={url}\ntype=rpm-md\n"
-            f"gpgcheck={gpgcheck:d}\n"
+            f"gpgcheck={gpgcheck:d}\npriority={priority}\n"
         )
 
     def add_unreachable_repository(self, alias="far"):
@@ -361,6 +362,11 @@ class SuseRoot:
         when = time.time() - seconds
         os.utime(index, (when, when))
         return datetime.datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M")
+
+    def kill(self, alias):
+        """Let a repository go away: what was read of it stays, and it cannot be read again."""
+        place = self.root / "etc/zypp/repos.d" / f"{alias}.repo"
+        place.write_text(re.sub("^baseurl=.*", "baseurl=dir:/nonexistent", place.read_text(), flags=re.MULTILINE))
 
     def disable(self, alias):
         place = self.root / "etc/zypp/repos.d" / f"{alias}.repo"

@@ -72,6 +72,7 @@ class Machine:
         self.repositories = {}
         self.locks, self.updates, self.kernel_changelog = [], {}, ""
         self.started, self.changed, self.hangs = [], [], ()
+        self.runs_started = []  # what each run of a state started
         self.add_repository("live-patching", {self.package: OFFERED.get(self.release, [])})
         self.salt = {}
         self.time = types.SimpleNamespace(
@@ -115,11 +116,42 @@ class Machine:
         when = datetime.datetime.now().timestamp() - age
         os.utime(self.kernel.root / repository["index"], (when, when))
 
-    def load(self, version, settled=True):
-        """As if a patch had been loaded by another hand; ``settled=False`` leaves it in transition."""
+    def runs(self, *versions):
+        """Each was installed and loaded, one after the other."""
+        for version in versions:
+            self.holds(version)
+            self.loads(version)
+
+    def holds(self, version):
+        """The package alone."""
+        self.installed[self.package] = version
+
+    def loads(self, version):
+        """The kernel alone."""
         self.rules.load(self._patch_name(version))
-        if settled:
-            self.settle()
+        self.settle()
+
+    def moves(self, version):
+        """Its transition is running."""
+        self.holds(version)
+        self.rules.load(self._patch_name(version))
+
+    def block(self):
+        """Somebody blocks, until time passes: here the one sleeper always does."""
+
+    def ages(self, seconds, dead=True):
+        """The list of the repository is that old; a ``dead`` one cannot be read again."""
+        self._read(self.repositories["live-patching"], seconds)
+        self.repositories["live-patching"]["dead"] = dead
+
+    def repository(self, alias, packages, about):
+        self.add_repository(alias, packages, **about)
+
+    def offers_nothing(self):
+        self.repositories["live-patching"]["packages"].clear()
+
+    def lock(self, name):
+        self.locks.append(name)
 
     def settle(self):
         while self.rules.running:
@@ -133,6 +165,16 @@ class Machine:
 
     # -- what is true
 
+    @property
+    def abi(self):
+        return self.kernel.abi
+
+    def state(self):
+        return self.salt["kgraft.status"]()["state"]
+
+    def edition(self):
+        return self.installed.get(self.package)
+
     def patches(self):
         return {name: told["state"] for name, told in self.salt["kgraft.patches"]().items()}
 
@@ -144,6 +186,7 @@ class Machine:
         states = load_file("_states/kgraft.py", __salt__=self.salt, __opts__=options)
         states.time = states.arguments.time = self.time
         self.started = []
+        self.runs_started.append(self.started)
         return types.SimpleNamespace(**getattr(states, state)("x", **arguments))
 
     # -- the kernel's side

@@ -20,11 +20,6 @@ def module(version):
     return "kgraft_patch_" + version.replace("-", "_").replace(".", "_")
 
 
-def runs(machine, version, settled=True):
-    machine.installed[machine.package] = version
-    machine.load(version, settled)
-
-
 def replaced(machine, function, instead):
     """Let ``instead`` be called once in the place of a function, with that function as its first argument."""
     real = machine.salt[function]
@@ -47,7 +42,7 @@ def failing(message):
 
 
 def test_a_transition_that_runs_is_waited_out_and_the_repositories_are_read_once(machine):
-    runs(machine, OLD, settled=False)
+    machine.moves(OLD)
 
     live = machine.applied()
 
@@ -57,11 +52,11 @@ def test_a_transition_that_runs_is_waited_out_and_the_repositories_are_read_once
 
 
 def test_another_hand_that_brings_it_meanwhile_leaves_nothing_to_install(machine):
-    runs(machine, OLD, settled=False)
+    machine.moves(OLD)
 
     def comes(wait, **options):
         waited = wait(**options)
-        runs(machine, NEW)
+        machine.runs(NEW)
         return waited
 
     replaced(machine, "kgraft.wait", comes)
@@ -71,7 +66,7 @@ def test_another_hand_that_brings_it_meanwhile_leaves_nothing_to_install(machine
 
 
 def test_an_installed_patch_newer_than_any_offered_is_loaded_by_latest(machine):
-    runs(machine, MID)
+    machine.runs(MID)
     machine.installed[machine.package] = "11-1.1"
 
     assert machine.applied().result is True
@@ -153,7 +148,7 @@ def test_a_patch_that_was_turned_back_while_it_was_waited_for_is_a_failure(machi
 
 def test_an_inactive_module_that_cannot_be_unloaded_is_told_before_anything_is_installed(machine):
     for version in (MID, NEW):
-        runs(machine, version)
+        machine.runs(version)
     machine.salt["kmod.remove"] = lambda name: "modprobe: ERROR: Module is in use"
 
     failed = machine.applied(version="previous")
@@ -188,7 +183,7 @@ def test_a_zypper_that_hangs_is_a_failure_that_says_so(machine, verb):
     assert (failed.result, failed.changes) == (False, {})
     assert "zypper did not end within 2 s and was ended" in failed.comment
     assert machine.applied(version=">=1").result is False
-    runs(machine, NEW)
+    machine.runs(NEW)
     assert machine.applied(version=">=1").result is True  # which needs no repository
 
 
@@ -196,7 +191,7 @@ def test_a_zypper_that_hangs_is_a_failure_that_says_so(machine, verb):
 def test_all_waits_of_a_run_have_one_deadline(machine, first):
     machine.sleeper.frozen = True
     if first == "another's":
-        runs_frozen(machine, OLD)
+        machine.moves(OLD)
     elif first == "its own":
         machine.installed[machine.package] = NEW
     began = machine.now
@@ -208,14 +203,9 @@ def test_all_waits_of_a_run_have_one_deadline(machine, first):
     assert machine.now - began < 41
 
 
-def runs_frozen(machine, version):
-    machine.installed[machine.package] = version
-    machine.rules.load(machine._patch_name(version))
-
-
 @pytest.mark.parametrize("before", [True, False])
 def test_an_old_initrd_is_named_only_where_the_package_is_older_than_this_boot(machine, before):
-    runs(machine, MID)
+    machine.runs(MID)
     machine.installed[machine.package] = NEW
     machine.installed_at = 0 if before else None
 
@@ -226,7 +216,7 @@ def test_an_old_initrd_is_named_only_where_the_package_is_older_than_this_boot(m
 
 
 def test_a_file_of_the_support_windows_that_cannot_be_read_is_no_failure_of_a_patched_machine(machine):
-    runs(machine, NEW)
+    machine.runs(NEW)
     machine.kernel.write("var/lib/lifecycle/data/odd.lifecycle", "no line of it\n")
 
     live = machine.applied()
@@ -279,7 +269,7 @@ def dry_live_again(machine, result, **arguments):
 
 
 def test_an_open_cve_brings_the_newest_patch(machine, told):
-    runs(machine, OLD)
+    machine.runs(OLD)
 
     live = dry_live_again(machine, True, **told(CVE_2026_0001=fixed_from(9), CVE_2026_0002="fixed by kernel"))
 
@@ -347,7 +337,7 @@ def test_a_patch_that_waits_is_taken_and_not_replaced_by_a_newer_one(machine, to
 
 
 def test_a_pending_patch_is_settled_and_not_replaced_by_a_newer_one(machine, told):
-    runs(machine, MID, settled=False)
+    machine.moves(MID)
 
     live = dry_live_again(machine, True, **told(CVE_2026_0001=fixed_from(9)))
 
