@@ -1,10 +1,9 @@
 """The manual: pages in MyST, a reference from the docstrings. Built by `make docs`; a warning is an error."""
 
 import pathlib
+import re
 import sys
 import types
-
-import tomllib
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 
@@ -16,7 +15,9 @@ for kind in ("modules", "states", "beacons"):
     sys.modules[package.__name__] = package
 
 project = "saltext-kgraft"
-version = release = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+version = release = re.search(
+    r'^VERSION = "(.+)"$', (REPO / "_modules/kgraft.py").read_text("utf-8"), re.MULTILINE
+).group(1)
 author = "the saltext-kgraft contributors"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
