@@ -214,7 +214,7 @@ class KGraft:
 
     @staticmethod
     def flags(seen):
-        return b"1\n", (b"0\n", b"")
+        return b"1\n", (b"0\n",)
 
     def revert(self, patch):
         # A SUSE kernel taints itself before it knows whether a revert is allowed: ask first.
@@ -315,7 +315,7 @@ class Livepatch:
     def flags(seen):
         # A disable reads ``enabled`` 0 at once: those still patched block it.
         waiting, crossed = (b"1\n", b"0\n") if seen.direction == "revert" else (b"0\n", b"1\n")
-        return waiting, (crossed, b"-1\n", b"")
+        return waiting, (crossed, b"-1\n")
 
     def revert(self, patch):
         if patch.state == "applied":

@@ -149,7 +149,7 @@ def _threads_waiting(proc, pid, seen):
         except FileNotFoundError:
             if files.is_gone(thread):
                 continue
-            if not summed:
+            if not summed or os.path.lexists(thread + name):
                 raise
             # Kernels before May 2015 flag leaders only and have no file for threads.
             flagged = tid == pid
@@ -172,6 +172,8 @@ def _is_flagged(path, flags):
             os.close(descriptor)
     except OSError as err:
         raise files.failure(path, err) from err
+    if not flag:
+        raise files.missing(path)
     waiting, crossed = flags
     if flag in crossed:
         return False

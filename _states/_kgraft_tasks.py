@@ -8,7 +8,7 @@ KINDS = (
     ("traced", "traced", "end its debugger or tracer"),
     ("stopped", "stopped", "continue it (kill -CONT PID) or end it"),
     ("uninterruptible", "uninterruptible sleep", "no signal reaches it; mend what it waits for, a disk or NFS"),
-    ("zombie", "zombie", "its parent must reap it; restart the parent"),
+    ("zombie", "zombie", "only 3.12 and early 4.4 kernels wait for it; its parent must reap it, restart the parent"),
     ("user", "process", "run kgraft.poke, or set poke_after"),
 )
 USER_ON_LIVEPATCH = "the kernel signals it every 15 s by itself; wait longer"
