@@ -163,6 +163,18 @@ def test_more_tasks_than_are_listed_are_counted(states, kernel, clock):
     assert " and 5 more." in states.settled("x", timeout=1)["comment"]
 
 
+@pytest.mark.parametrize(("ends", "result"), [(62, True), (64, True), (70, False)])
+def test_where_nobody_blocks_any_more_the_kernels_next_check_is_waited_for(states, kernel, clock, ends, result):
+    kernel.start("kgraft-patch-2-2_1")
+    clock.at(ends, kernel.finish)
+
+    waited = states.settled("x", timeout=60)
+
+    assert waited["result"] is result, waited["comment"]
+    assert clock.now - 1000 <= 66
+    assert ("No task blocks any more; the kernel sees that at its next check." in waited["comment"]) is not result
+
+
 def test_a_long_wait_tells_the_master_at_least_every_thirty_seconds_who_blocks(states, kernel, clock, sent):
     kernel.start("kgraft-patch-2-2_1")
     kernel.task(731, "nfsd", blocking=True, kthread=True, cmdline="nfsd --password=secret")
