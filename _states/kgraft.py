@@ -545,22 +545,21 @@ def _activate(run, packages, register, refresh, subscription):
     _be_writable()
     offers = __salt__["kgraft_pkg.repositories"](timeout=run.left())
     base = __salt__["kgraft_pkg.base"](packages, timeout=run.left())
-    facts, test, said, product = dict(base, repositories=offers["offering"]), __opts__["test"], [], None
+    facts, test, said, products = dict(base, repositories=offers["offering"]), __opts__["test"], [], []
     run.before = looks.Look(None, None, None, dict(facts))
-    run.look = lambda: looks.Look(None, None, None, _provisions(run, packages, product))
+    run.look = lambda: looks.Look(None, None, None, _provisions(run, packages, products))
     if not offers["offering"] and refresh and not test:
         offers = __salt__["kgraft_pkg.repositories"](refresh=True, timeout=run.left())
     if not offers["offering"]:
         if not register:
             return False, tasks.lines(NOT_OFFERED, offers["unread"]), {}
-        told = __salt__["kgraft_subscription.register"](test=test, timeout=run.left(), **subscription)
+        told = _register(run, products, subscription)
         if told["changed"]:
-            product = told["product"]
-            said.append("{} {} registered.".format(product, "would be" if test else "was"))
-            facts.update({product: "Registered", "repositories": NOT_KNOWN})
+            said.append("{} {} registered.".format(told["product"], "would be" if test else "was"))
+            facts.update({told["product"]: "Registered", "repositories": NOT_KNOWN})
         if not test:
             offers = __salt__["kgraft_pkg.repositories"](refresh=True, timeout=run.left())
-        if not offers["offering"] and not (test and product):
+        if not offers["offering"] and not (test and told["changed"]):
             said.append(told["note"] or "{} is registered.".format(told["product"]))
             said.append("But no enabled repository offers live patches: is its repository disabled?")
             return False, tasks.lines(" ".join(said), offers["unread"]), {}
@@ -577,8 +576,26 @@ def _activate(run, packages, register, refresh, subscription):
     return True, tasks.lines(" ".join(said), offers["unread"]), {}
 
 
-def _provisions(run, packages, product):
+def _register(run, products, subscription):
+    """Register; ``products`` gets the one whose status may have changed, also where it failed half-way."""
+    told = {"product": None, "before": None}
+    try:
+        told = __salt__["kgraft_subscription.register"](test=__opts__["test"], timeout=run.left(), **subscription)
+    except CommandExecutionError as err:
+        before = (err.info if isinstance(err.info, dict) else {}).get("before") or {}
+        told = {"product": before.get("product"), "before": before.get("status")}
+        raise
+    finally:
+        if told["product"]:
+            products.append(told["product"])
+            run.before.facts[told["product"]] = told["before"]
+    return told
+
+
+def _provisions(run, packages, products):
     """What is offered, installed and registered now."""
     facts = dict(__salt__["kgraft_pkg.base"](packages, timeout=run.left()))
     facts["repositories"] = __salt__["kgraft_pkg.repositories"](timeout=run.left())["offering"]
-    return dict(facts, **({product: "Registered"} if product else {}))
+    for product in products:
+        facts[product] = __salt__["kgraft_subscription.status"](product, timeout=run.left())["status"]
+    return facts

@@ -2,6 +2,7 @@
 kgraft.activated over a real zypper, with a plain repository, with a registration, and with neither.
 """
 
+import shutil
 import subprocess
 
 import pytest
@@ -126,6 +127,31 @@ def test_a_dead_repository_of_somebody_elses_does_not_stop_it(customer_center, a
     assert live.result is True, live.comment
     assert "Not read: far: " in live.comment
     assert live.changes[PRODUCT] == {"old": None, "new": "Registered"}
+
+
+HALF = """\
+#!/bin/sh
+{real} "$@"
+code=$?
+case " $* " in *" --status "* | *" --version "*) exit $code;; esac
+echo "zypper was locked" >&2
+exit 7
+"""
+
+
+def test_a_registration_that_failed_half_way_stands_in_the_changes(customer_center, activated, tmp_path, monkeypatch):
+    program = tmp_path / "half/SUSEConnect"
+    program.parent.mkdir()
+    program.write_text(HALF.format(real=shutil.which("SUSEConnect")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+    failed = activated(register=True, code_from=customer_center.code_from)
+
+    assert failed.result is False
+    assert "zypper was locked" in failed.comment
+    assert failed.changes[PRODUCT] == {"old": None, "new": "Registered"}
+    assert CODE not in str(failed.raw)
 
 
 def test_where_live_patching_is_included_there_is_nothing_to_register(kernel, activated, minion, monkeypatch):
