@@ -100,7 +100,14 @@ def name(kernelrelease=None):
     if flavour not in _FLAVOURS:
         only = ", ".join(_FLAVOURS)
         raise _no_package(release, f"there are none for the flavour {flavour!r}, only for {only}")
-    scheme = "kgraft-patch" if _is_kgraft(version, build, flavour) else "kernel-livepatch"
+    if flavour == "rt" and version < [5, 14, 0]:
+        raise _no_package(release, "real-time kernels have live patches from 5.14.21 (15 SP4) on")
+    if flavour == "xen" and version >= [4, 0, 0]:
+        raise _no_package(release, "the flavour 'xen' has them on SUSE Linux Enterprise 12 and 12 SP1 only")
+    here = "{} {}".format(__grains__.get("os"), __grains__.get("osfullname"))
+    if kernelrelease is None and re.search("opensuse|leap|tumbleweed", here, re.IGNORECASE):
+        raise _no_package(release, "openSUSE has no live patches")
+    scheme = "kgraft-patch" if _is_kgraft(version, build) else "kernel-livepatch"
     return "{}-{}".format(scheme, release.replace(".", "_"))
 
 
@@ -108,14 +115,9 @@ def _no_package(release, reason):
     return CommandExecutionError(f"No live-patch package can exist for kernel {release}: {reason}")
 
 
-def _is_kgraft(version, build, flavour):
-    if version != [4, 12, 14]:
-        return version < [4, 12, 14]
-    if flavour == "rt":
-        # The real-time kernels of 12 SP4, 12 SP5, 15 and 15 SP1 share one range of build numbers
-        return int(__grains__.get("osmajorrelease", 12)) < 15
+def _is_kgraft(version, build):
     # 12 SP4: 94.41, 95.*; 12 SP5: 120, 122.*. 15: 23, 25.*, 150.*; 15 SP1: 195, 197.*
-    return 94 <= build <= 122
+    return 94 <= build <= 122 if version == [4, 12, 14] else version < [4, 12, 14]
 
 
 def installed(kernelrelease=None):

@@ -43,7 +43,6 @@ def kgraft_pkg(bind):
         ("3.12.51-52.31-default", "kgraft-patch-3_12_51-52_31-default"),
         ("3.12.51-52.31-xen", "kgraft-patch-3_12_51-52_31-xen"),
         ("4.4.21-69-default", "kgraft-patch-4_4_21-69-default"),
-        ("4.4.120-3.11.1-rt", "kgraft-patch-4_4_120-3_11_1-rt"),
         ("4.4.38-81.stage.3-default", "kgraft-patch-4_4_38-81_stage_3-default"),
         ("4.4.180-94.100-default", "kgraft-patch-4_4_180-94_100-default"),
         ("4.12.14-94.41-default", "kgraft-patch-4_12_14-94_41-default"),  # 12 SP4
@@ -65,11 +64,20 @@ def test_a_package_is_named_after_its_kernel(kgraft_pkg, kernelrelease, package)
     assert kgraft_pkg.name(kernelrelease) == package
 
 
-@pytest.mark.parametrize(("major", "scheme"), [(12, "kgraft-patch"), (15, "kernel-livepatch")])
-def test_a_real_time_kernel_4_12_14_is_named_by_the_system_it_belongs_to(bind, major, scheme):
-    kgraft_pkg = bind(__grains__={"osmajorrelease": major})
+@pytest.mark.parametrize(
+    "grains",
+    [
+        {"os": "SUSE", "osfullname": "Leap"},
+        {"os": "Leap", "osfullname": "Leap"},
+        {"os": "openSUSE", "osfullname": "openSUSE Tumbleweed"},
+    ],
+)
+def test_opensuse_has_the_same_kernels_and_no_live_patches(bind, grains):
+    kgraft_pkg = bind(__grains__={"os_family": "Suse", **grains})
 
-    assert kgraft_pkg.name("4.12.14-10.3-rt") == f"{scheme}-4_12_14-10_3-rt"
+    with pytest.raises(CommandExecutionError, match="openSUSE has no live patches"):
+        kgraft_pkg.name()
+    assert kgraft_pkg.name(KERNEL) == "kgraft-patch-4_4_180-94_100-default"
 
 
 def test_the_running_kernel_is_meant_unless_told_otherwise(kgraft_pkg):
@@ -83,6 +91,10 @@ def test_the_running_kernel_is_meant_unless_told_otherwise(kgraft_pkg):
         ("4.12.14-6.3-azure", "none for the flavour 'azure', only for default, rt, xen"),
         ("6.1.0-18-amd64", "none for the flavour 'amd64'"),
         ("6.4.0-150600.23.7-64kb", "none for the flavour '64kb'"),
+        ("4.4.120-3.11.1-rt", "real-time kernels have live patches from 5.14.21"),
+        ("4.12.14-10.3-rt", "real-time kernels have live patches from 5.14.21"),
+        ("5.3.18-8.13-rt", "real-time kernels have live patches from 5.14.21"),
+        ("4.4.21-69-xen", "the flavour 'xen' has them on SUSE Linux Enterprise 12 and 12 SP1 only"),
         ("5.14.0-427.el9.x86_64", "not named as SUSE names kernels"),
         ("5.3.18-lp152.19-default", "not named as SUSE names kernels"),
         ("4.4.180-94.100.1.1-default", "not named as SUSE names kernels"),

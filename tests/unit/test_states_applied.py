@@ -226,6 +226,26 @@ def test_a_file_of_the_support_windows_that_cannot_be_read_is_no_failure_of_a_pa
     assert "odd.lifecycle" in live.comment
 
 
+@pytest.mark.parametrize(
+    ("state", "arguments"),
+    [
+        ("activated", {"register": "False"}),
+        ("activated", {"refresh": "no"}),
+        ("activated", {"timeout": "300"}),
+        ("activated", {"packages": "kgraft"}),
+        ("settled", {"timeout": float("nan")}),
+        ("settled", {"poke_after": "120"}),
+    ],
+)
+def test_a_string_is_no_truth_and_no_number(machine, state, arguments):
+    (argument,) = arguments
+
+    refused = machine.run(state, **arguments)
+
+    assert (refused.result, refused.changes, machine.changed) == (False, {}, [])
+    assert refused.comment.startswith(f"{argument} is ")
+
+
 # ----- by CVEs
 
 
