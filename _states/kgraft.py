@@ -524,7 +524,11 @@ def _reached(before, look, told):
     if not looks.running(look):
         return looks.active(look).capitalize() + "."
     already = "already " if before.facts == look.facts else ""
-    newest = ", and is the newest offered as of {}".format(told["as_of"]) if told["wish"] == "latest" else ""
+    newest = (
+        ", and is the newest offered as of {}".format(told["as_of"])
+        if told["wish"] == "latest" and told["as_of"]
+        else ""
+    )
     return f"{looks.running(look)} is {already}applied and settled{newest}."
 
 
