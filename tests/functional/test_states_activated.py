@@ -155,13 +155,13 @@ def test_a_registration_that_failed_half_way_stands_in_the_changes(customer_cent
 
 
 @pytest.mark.parametrize("kernel", [{"abi": "livepatch", "release": "6.12.0-160000.5-default"}], indirect=True)
-def test_where_live_patching_is_included_there_is_nothing_to_register(kernel, activated, minion, monkeypatch):
-    monkeypatch.setitem(minion.opts["grains"], "osmajorrelease", 16)
-    monkeypatch.setitem(minion.opts["grains"], "osrelease", "16.0")
+def test_where_live_patching_is_included_there_is_nothing_to_register(kernel, make_loaders):
+    sixteen = make_loaders(**minion_options(16))
+    sixteen.opts["kgraft.root"] = str(kernel.root)
     with SuseRoot(kernel.root):
-        assert set(minion.modules.kgraft_pkg.base()) == {"pattern:kernel_livepatching"}
+        assert set(sixteen.modules.kgraft_pkg.base()) == {"pattern:kernel_livepatching"}
         for test in (True, False):
-            refused = activated(register=True, test=test)
+            refused = sixteen.states.kgraft.activated("live patches are offered", register=True, test=test)
             assert (refused.result, refused.changes) == (False, {})
             assert "there is no product to register" in refused.comment
 
