@@ -79,7 +79,16 @@ def before(newest, versions):
     return max(older, key=order, default=None)
 
 
-def judge(wish, running, installed, offered, preferred, allow_downgrade):
+def step_back(wish, running, installed):
+    """Return why to get it would be a step back; None where it is none."""
+    for version, how in ((running, "active"), (installed, "installed")):
+        if wish.is_older_than(version):
+            least = wish.edition.split("-")[0]
+            return f"newer is {how}: {version}; write >={least} or allow_downgrade: True"
+    return None
+
+
+def judge(wish, running, installed, offered, preferred):
     """
     Return ``(verdict, target, reason)`` as ``kgraft_pkg.check`` has them, for a wish with an edition.
 
@@ -94,11 +103,6 @@ def judge(wish, running, installed, offered, preferred, allow_downgrade):
         if not kept:
             return "good", None, None
         return "bring", running if running in kept else min(kept, key=order), None
-    if not allow_downgrade:
-        for version, how in ((running, "active"), (installed, "installed")):
-            if wish.is_older_than(version):
-                least = wish.edition.split("-")[0]
-                return "refused", None, f"newer is {how}: {version}; write >={least} or allow_downgrade: True"
     fitting = [version for version in [*offered, installed] if wish.is_met_by(version)]
     if not fitting:
         there = "there is " + ", ".join(offered) if offered else "there is none"

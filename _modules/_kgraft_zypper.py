@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import salt.utils.files
 import salt.utils.path
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 if typing.TYPE_CHECKING:  # handed in
     from salt.modules.zypperpkg import version_cmp
@@ -38,6 +38,11 @@ CVE = re.compile(r"CVE-\d{4}-\d{4,}", re.IGNORECASE | re.ASCII)
 # found, a repository left out
 ANSWERS = (0, 6, 100, 101, 102, 103, 104, 106)
 LOCKED = 7
+
+# As Salt's own pkg does for questions: no lock is taken, none is waited for
+READ_ONLY = {"ZYPP_READONLY_HACK": "1"}
+
+INSTALLED = "(System Packages)"  # zypper's word for what no repository has
 
 Repository = collections.namedtuple("Repository", "alias name priority")
 Offer = collections.namedtuple("Offer", "package edition repository")
@@ -91,7 +96,10 @@ class Packages:
 
     def __init__(self, timeout, refresh=False):
         self.until = commands.deadline(timeout)
+        if not isinstance(refresh, bool):
+            raise SaltInvocationError(f"refresh is {refresh!r}: it must be True or False")
         self._refresh_first = refresh
+        self._unrefreshed = {}
         self._kept = {}
 
     def _once(self, key, ask):
@@ -139,8 +147,7 @@ class Packages:
 
     def ask(self, *arguments):
         """Ask zypper; return its XML, and ``{repository: why}`` of those that it could not read, by their names."""
-        # As Salt's own pkg does for questions: no lock is taken, none is waited for
-        answer = self._zypper("--no-refresh", *arguments, env={"ZYPP_READONLY_HACK": "1"})
+        answer = self._zypper("--no-refresh", *arguments, env=READ_ONLY)
         tree, errors, unread = _parsed(answer, arguments[0])
         if answer["retcode"] not in ANSWERS:
             raise CommandExecutionError("zypper {}: {}".format(arguments[0], "; ".join(errors) or reason(answer)))
@@ -199,9 +206,13 @@ class Packages:
         return self._once("live patches", self._live_patches)
 
     def _live_patches(self):
-        unrefreshed, self._refresh_first = self.refresh() if self._refresh_first else {}, False
-        offers, unread = self._search("kgraft-patch-*", "kernel-livepatch-*")
-        return offers, {**unread, **unrefreshed}
+        if self._refresh_first:
+            self._unrefreshed, self._refresh_first = self.refresh(), False
+        return self._search("kgraft-patch-*", "kernel-livepatch-*")
+
+    def unread(self):
+        """Return ``{repository: why}`` of those that could not be read, or not again; none where none was asked."""
+        return {**self.live_patches()[1], **self._unrefreshed} if self.repositories_were_asked else {}
 
     def _search(self, *names):
         aliases = {}
@@ -210,7 +221,7 @@ class Packages:
         answer, unread = self.ask("search", "-s", "-t", "package", *names)
         found = []
         for name in _column(answer, "repository"):
-            called = aliases.get(name, [])
+            called = aliases.get(name) or [Repository(name, name, 99)] * (name != INSTALLED)
             for repository in called:
                 # zypper names a repository by its name, which several may have
                 told = answer if len(called) == 1 else self.ask("search", "-s", "-r", repository.alias, *names)[0]
@@ -235,8 +246,8 @@ class Packages:
     def lists(self):
         """
         Return ``{alias: when}`` for the repositories whose lists decide which live patch is the newest: those that
-        offer live patches, and those that could not be read. The time is that of the last refresh that found the list
-        new or unchanged, None where it was never read.
+        offer live patches, and those of which nothing was ever read. The time is that of the last refresh that found
+        the list new or unchanged, None where it was never read.
         """
         offers, unread = self.live_patches()
         aliases = {offer.repository.alias for offer in offers}
@@ -282,7 +293,7 @@ class Packages:
         """Return why zypper would not install this version, None if it would."""
         answer = self._zypper(
             "--no-refresh", "install", "--dry-run", "--oldpackage", "--auto-agree-with-licenses", "--name",
-            f"{package}={version}",
+            f"{package}={version}", env=READ_ONLY,
         )  # fmt: skip
         if answer["retcode"] in (0, 102, 103, 106, 107):
             return None

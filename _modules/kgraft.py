@@ -342,8 +342,8 @@ def overview(names=False):
         as in :py:func:`status`.
     ``blocking``
         while a transition runs ``{count, complete, tasks}`` as in
-        :py:func:`blocking`, each task with its ``kind``, ``unit`` and ``why``;
-        with ``names=True`` also its ``pid``, ``name`` and ``user``.
+        :py:func:`blocking`, 20 tasks at most, each with its ``kind``, ``unit``
+        and ``why``; with ``names=True`` also its ``pid``, ``name`` and ``user``.
     ``package``
         ``{name, installed, newest, as_of}``: the live-patch package of this
         kernel, as in ``kgraft_pkg.available``.
@@ -367,7 +367,7 @@ def overview(names=False):
     told = {"observed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "version": VERSION, "blocking": None}
     told.update((key, seen[key]) for key in ("state", "direction", "active", "kernelrelease", "boot_id", "abi"))
     if seen["state"] == "in_progress":
-        held = blocking(limit=None)
+        held = blocking()
         if held["state"] == "ready":
             return overview(names)
         keys = ("kind", "unit", "why") + (("pid", "name", "user") if names else ())

@@ -120,12 +120,15 @@ def _is_kgraft(version, build):
     return 94 <= build <= 122 if version == [4, 12, 14] else version < [4, 12, 14]
 
 
-def installed(kernelrelease=None):
+def installed(kernelrelease=None, timeout=300):
     """
     Return the installed version of a kernel's live-patch package. Installed is not loaded: ``kgraft.patches`` tells.
 
     kernelrelease
         What ``uname -r`` says. Default: the running kernel's
+
+    timeout
+        Seconds that rpm may take. Default: ``300``
 
     Returns rpm's version and release, such as ``2-2.1``; None if the package is not installed. If several versions are
     installed, the newest.
@@ -138,7 +141,7 @@ def installed(kernelrelease=None):
 
         salt '*' kgraft_pkg.installed
     """
-    return zypper.Packages(300).installed(name(kernelrelease))
+    return zypper.Packages(timeout).installed(name(kernelrelease))
 
 
 def available(kernelrelease=None, refresh=False, timeout=300):
@@ -179,8 +182,8 @@ def available(kernelrelease=None, refresh=False, timeout=300):
 
 
 def _unread(packages):
-    """A sentence for each repository that could not be read; none where none was asked."""
-    found = packages.live_patches()[1] if packages.repositories_were_asked else {}
+    """A sentence for each repository that could not be read."""
+    found = packages.unread()
     return [f"{repository}: {found[repository]}" for repository in sorted(found)]
 
 
@@ -257,7 +260,8 @@ def check(
         salt '*' kgraft_pkg.check '>=9'
         salt '*' kgraft_pkg.check cves='[CVE-2016-5195]'
     """
-    _check_arguments(cves, not_affected, version, allow_downgrade=allow_downgrade, refresh=refresh)
+    _check_switches(allow_downgrade=allow_downgrade, refresh=refresh)
+    _check_arguments(cves, not_affected, version)
     commands.deadline(max_metadata_age, "max_metadata_age")
     status = __salt__["kgraft.status"]()
     kernel = status["kernelrelease"]
@@ -300,10 +304,13 @@ def check(
     return told
 
 
-def _check_arguments(cves, not_affected, version, **switches):
+def _check_switches(**switches):
     for argument, value in switches.items():
         if not isinstance(value, bool):
             raise SaltInvocationError(f"{argument} is {value!r}: it must be True or False")
+
+
+def _check_arguments(cves, not_affected, version):
     if cves is None and not_affected is not None:
         raise SaltInvocationError("not_affected is given without cves")
     if cves is not None and version != "latest":
@@ -331,25 +338,27 @@ def _by_version(wish, told, packages, allow_downgrade):
         newest = packages.preferred(package)
         edition = newest and (newest if wish.at_least else versions.before(newest, packages.offered(package)))
         if not edition:
-            return {"newest": newest, "reason": _not_offered(package, newest)}
+            return {"newest": newest, "reason": _not_offered(packages, package, newest)}
         allow_downgrade = allow_downgrade or not wish.at_least
         wish = wish._replace(edition=edition)
     offered, preferred = [], None
-    if newest or not wish.is_met_by(told["running"]) or told["running"] != told["installed"]:
+    met = wish.is_met_by(told["running"])
+    back = None if met or allow_downgrade else versions.step_back(wish, told["running"], told["installed"])
+    if back:
+        return {"newest": newest, "reason": back}
+    if newest or not met or told["running"] != told["installed"]:
         offered, preferred = packages.offered(package), packages.preferred(package)
     fitting = [preferred] if newest and wish.at_least else offered
-    verdict, target, reason = versions.judge(
-        wish, told["running"], told["installed"], fitting, preferred, allow_downgrade
-    )
+    verdict, target, reason = versions.judge(wish, told["running"], told["installed"], fitting, preferred)
     if verdict == "refused" and not offered:
-        reason = _not_offered(package)
+        reason = _not_offered(packages, package)
     return {"newest": preferred, "verdict": verdict, "target": target, "reason": reason}
 
 
-def _not_offered(package, newest=None):
+def _not_offered(packages, package, newest=None):
     what = f"a version of {package} before {newest}" if newest else package
     reason = f"No enabled repository offers {what}; kgraft.activated sees to that."
-    others = ", ".join(map(" ".join, sorted(other_kernels().items())))
+    others = ", ".join(map(" ".join, sorted(other_kernels(packages.left()).items())))
     if others:
         reason += f" For kernels that do not run now there is {others}: reboot into one of them."
     return reason
@@ -415,11 +424,9 @@ def _notes(told, packages):
 
 
 def _before_this_boot(told, packages):
-    (installed,) = packages.query("when it was installed", "%{INSTALLTIME}\n", "{package}-{installed}".format(**told))[
-        :1
-    ]
-    with salt.utils.files.fopen("/proc/uptime") as uptime:
-        return int(installed) < time.time() - float(uptime.read().split()[0])
+    installed = packages.query("when it was installed", "%{INSTALLTIME}\n", "{package}-{installed}".format(**told))
+    # the clock of time.monotonic begins at boot
+    return bool(installed) and int(installed[0]) < time.time() - time.monotonic()
 
 
 def install(version=None, allow_downgrade=False, refresh=True, timeout=300):
@@ -459,6 +466,7 @@ def install(version=None, allow_downgrade=False, refresh=True, timeout=300):
         salt '*' kgraft_pkg.install version=1-1.1 allow_downgrade=True
     """
     version = versions.checked(version)
+    _check_switches(allow_downgrade=allow_downgrade)
     package, packages = name(), zypper.Packages(timeout, refresh)
     old, exact = packages.installed(package), version and "-" in version
     # An exact version is zypper's to find; what is installed counts as offered, so that a repository that dropped it,
@@ -667,9 +675,12 @@ def transactional():
         raise CommandExecutionError(f"Cannot look at {root}: {err.strerror}") from err
 
 
-def other_kernels():
+def other_kernels(timeout=300):
     """
     Return the installed live patches of kernels that do not run now. They are loaded when such a kernel boots.
+
+    timeout
+        Seconds that rpm may take. Default: ``300``
 
     Returns ``{package: version}``, such as ``{'kgraft-patch-4_4_180-94_107-default': '2-2.1'}``.
 
@@ -682,7 +693,7 @@ def other_kernels():
         salt '*' kgraft_pkg.other_kernels
     """
     columns = "%{NAME} %{VERSION}-%{RELEASE}\n"
-    lines = zypper.Packages(300).query("what is installed", columns, "-a", "kgraft-patch-*", "kernel-livepatch-*")
+    lines = zypper.Packages(timeout).query("what is installed", columns, "-a", "kgraft-patch-*", "kernel-livepatch-*")
     # Of several versions the newest comes last, and stays
     found = dict(sorted((line.split() for line in lines), key=lambda row: zypper.order(row[1])))
     here = name()

@@ -22,7 +22,6 @@ These states read no kernel file and run no command: they ask ``kgraft.*``, ``kg
 ``kgraft_subscription.*``, and judge.
 """
 
-import collections
 import importlib.util
 import math
 import os
@@ -57,9 +56,6 @@ arguments = _room("arguments")
 looks = _room("looks")
 plan = _room("plan", looks=looks)
 tasks = _room("tasks")
-
-# What became of a run. A result of None: a dry run that would change something. changes: None where two looks tell them
-Verdict = collections.namedtuple("Verdict", "result comment changes")
 
 
 def __virtual__():
@@ -383,18 +379,24 @@ def _unsettled(look, run, blocking, so_far):
 def _apply(run, options):
     told = _begin(run, options)
     look, steps, loads = run.before, [], True
-    if told["verdict"] != "refused":
+    if not told["reason"]:
         loads = told["verdict"] != "bring" or __salt__["kgraft_pkg.loading"]() != "never"
         steps = plan.of(look, told, options.settle, _is_in_memory if loads else None)
     if __opts__["test"]:
         return _promise(run, told, steps, options, loads)
     if told["verdict"] == "refused":
         return False, _comment(told), {}
+    expected = told["target"] or told["running"]
     look, notes, failure = _carry_out(run, steps)
     if failure or not loads:
         return False, _comment(told, failure or _never(told), *notes), {}
     if options.cves is not None and steps:
         told = _check(run, options)
+    if steps and (told["verdict"] != "good" if options.cves else looks.running(look) != expected):
+        failure = f"The transition ended otherwise than it began: {looks.active(look)}."
+        if looks.running(look) == expected:
+            failure = "The live patches that there are do not fix them all."
+        return False, _comment(told, failure, *notes), {}
     comment = _comment(told, _reached(run.before, look, told), *notes)
     waited = any(step.kind in ("wait", "settle") for step in steps)
     return not told["doubt"], comment + (_no_poke(look, run) if waited else ""), {}
@@ -412,7 +414,7 @@ def _begin(run, options):
         """The kernel, and the package, which is asked for again only where it is not known what became of it."""
         look = _kernel()
         if package and run.installed is Ellipsis:
-            run.installed = __salt__["kgraft_pkg.installed"]()
+            run.installed = __salt__["kgraft_pkg.installed"](timeout=run.left())
         facts = {package: run.installed} if package else {}
         return look._replace(package=package, facts=dict(look.facts, **facts))
 
@@ -462,7 +464,7 @@ def _promise(run, told, steps, options, loads):
     said += plan.words(steps)
     if not loads:
         said.append(f"It would not be loaded: {NEVER}." if steps else _never(told))
-    if options.refresh and (told["stale"] or told["unread"]):
+    if loads and options.refresh and (told["stale"] or told["unread"]):
         said.append(f"The repositories would be read again first, and what they then offer is {NOT_KNOWN}.")
         return None, _comment(dict(told, doubt=None), *said), changes
     if told["verdict"] == "refused" or told["doubt"] or not loads:
@@ -478,34 +480,39 @@ def _never(told):
 
 def _carry_out(run, steps):
     """Take one step after the other, and look after each; return the last look, notes, and what failed, if any did."""
-    look, notes, done = run.before, [], "Nothing was installed. "
+    look, notes = run.before, []
     for step in steps:
         if step.kind != "unload" and plan.holds(step, look):
             continue  # as when the package's script has loaded the patch
+        so_far = ""
+        if step.kind == "load":
+            so_far = f"{look.package} {look.facts[look.package]} is installed, but not loaded. "
+        elif any(one.kind == "install" for one in steps[steps.index(step) :]):
+            so_far = "Nothing was installed. "
         try:
-            if step.kind == "load" and look.status["state"] == "in_progress":
-                # another transition came in between, so the package's script was refused
-                _wait(look, run, done)
-            notes += _take(step, look, run, "" if step.kind == "settle" else done)
+            notes += _take(step, look, run, so_far)
             look = run.look()
         except CommandExecutionError as err:
-            return look, notes, done.replace("Nothing was installed. ", "") + _message(err)
+            return look, notes, _message(err)
         if not plan.holds(step, look):
-            return look, notes, done + plan.FAILED[step.kind].format(step.name, looks.active(look))
-        if step.kind == "install":
-            done = f"{step.name} is installed, but not loaded. "
+            return look, notes, so_far + plan.FAILED[step.kind].format(step.name, looks.active(look))
     return look, notes, None
 
 
-def _take(step, look, run, done):
+def _take(step, look, run, so_far):
     """Take one step; return notes."""
-    if step.kind in ("wait", "settle"):
-        _wait(look, run, done)
-    elif step.kind == "unload":
+    if step.kind in ("wait", "settle") or step.kind == "load" and look.status["state"] == "in_progress":
+        # for a load: another transition came in between, so the package's script was refused
+        run.installed = Ellipsis
+        _wait(look, run, so_far)
+    if step.kind == "unload":
         __salt__["kgraft.unload"](step.name)
     elif step.kind == "load":
-        __salt__["kgraft.load"](step.name)
-    else:
+        try:
+            __salt__["kgraft.load"](step.name)
+        except CommandExecutionError as err:
+            raise CommandExecutionError(so_far + _message(err)) from err
+    elif step.kind == "install":
         run.installed = Ellipsis
         # whether it may be an older one was asked when the plan was made
         told = __salt__["kgraft_pkg.install"](

@@ -106,6 +106,7 @@ def test_questions_are_answered_while_another_zypper_runs(kgraft_pkg, suse):
         assert kgraft_pkg.available()["newest"] == "10-2.1"
         assert kgraft_pkg.installed() is None
         assert kgraft_pkg.repositories()["offering"] == ["live-patching"]
+        assert (kgraft_pkg.check()["verdict"], kgraft_pkg.check()["target"]) == ("bring", "10-2.1")
 
 
 def test_repositories_are_the_enabled_ones_with_live_patches_by_alias(kgraft_pkg, suse, new_repository):

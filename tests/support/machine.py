@@ -121,6 +121,8 @@ class Machine:
             self.suse.zypper("refresh")
         if about.get("dead"):
             self.suse.kill(alias)
+        if about.get("age"):
+            self.suse.age(alias, about["age"])
 
     def offers_nothing(self):
         self.suse.disable(self.repositories[0].alias)

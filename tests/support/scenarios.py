@@ -211,6 +211,15 @@ SCENARIOS = [
         "Not read: far of the tests",
     ),
     (
+        "another one died long ago",
+        [("runs", "{new}"), ("repository", "far", {"x": ["1-1"]}, {"dead": True, "age": 9 * DAY})],
+        {},
+        True,
+        None,
+        None,
+        "Not read: far of the tests",
+    ),
+    (
         "another one was never read",
         [("runs", "{new}"), ("repository", "far", {}, {"dead": True, "read": False})],
         {},

@@ -138,3 +138,14 @@ def test_a_version_that_cannot_be_is_refused_with_what_to_write(kgraft_pkg, vers
 def test_a_time_out_that_is_no_time_is_refused(kgraft_pkg, timeout):
     with pytest.raises(SaltInvocationError, match="timeout is "):
         kgraft_pkg.install(timeout=timeout)
+
+
+@pytest.mark.parametrize("function", ["available", "repositories", "install", "check"])
+def test_a_string_is_no_truth(kgraft_pkg, function):
+    with pytest.raises(SaltInvocationError, match="refresh is 'no': it must be True or False"):
+        getattr(kgraft_pkg, function)(refresh="no")
+
+
+def test_a_string_does_not_allow_a_downgrade(kgraft_pkg):
+    with pytest.raises(SaltInvocationError, match="allow_downgrade is 'False'"):
+        kgraft_pkg.install("1", allow_downgrade="False")

@@ -146,6 +146,70 @@ def test_a_patch_that_was_turned_back_while_it_was_waited_for_is_a_failure(machi
     assert failed.changes[module(NEW)] == {"old": None, "new": "inactive"}
 
 
+@pytest.mark.parametrize("arguments", [{"version": ">=9"}, {"version": "9"}, {"cves": ["CVE-2026-0001"]}])
+def test_a_patch_on_its_way_that_was_turned_back_is_no_success(machine, told, arguments):
+    told(CVE_2026_0001=fixed_from(9))
+    machine.moves(MID)
+
+    def turns_back(wait, **options):
+        wait(**options)
+        machine.rules.revert(machine._patch_name(MID))
+        machine.settle()
+
+    replaced(machine, "kgraft.wait", turns_back)
+
+    failed = machine.applied(**arguments)
+
+    assert failed.result is False, failed.comment
+    assert "The transition ended otherwise than it began: no live patch is active." in failed.comment
+
+
+def test_who_times_out_after_loading_is_not_told_that_nothing_was_loaded(machine):
+    machine.sleeper.frozen = True
+
+    failed = machine.applied(timeout=40)
+
+    assert failed.comment.startswith(f"{module(NEW)} is applying, still after 40 s. 1 task blocks: ")
+    assert "not loaded" not in failed.comment
+
+
+def test_who_never_had_the_bug_waits_for_no_transition(machine):
+    machine.sleeper.frozen = True
+    machine.moves(MID)
+
+    assert machine.applied(cves=["CVE-2026-0001"], not_affected=["4.4.*"], timeout=1).result is True
+
+
+@pytest.mark.parametrize("refused", ["newer is active", "LIVEPATCH_KERNEL=never"])
+def test_a_dry_run_knows_a_failure_that_no_list_could_mend(machine, refused):
+    machine.add_repository("far", {}, dead=True, read=False)
+    if refused == "newer is active":
+        machine.runs(NEW)
+    else:
+        machine.configure("LIVEPATCH_KERNEL=never")
+
+    dry, live = machine.applied(version="9", test=True), machine.applied(version="9")
+
+    assert (dry.result, live.result) == (False, False), dry.comment
+    assert refused in dry.comment and refused in live.comment
+
+
+def test_another_hand_that_installs_while_it_waits_is_seen(machine):
+    machine.moves(MID)
+
+    def comes(wait, **options):
+        waited = wait(**options)
+        machine.holds(NEW)
+        return waited
+
+    replaced(machine, "kgraft.wait", comes)
+
+    live = machine.applied(version=">=9")
+
+    assert live.result is True
+    assert live.changes[machine.package] == {"old": MID, "new": NEW}
+
+
 def test_an_inactive_module_that_cannot_be_unloaded_is_told_before_anything_is_installed(machine):
     for version in (MID, NEW):
         machine.runs(version)
@@ -342,6 +406,14 @@ def test_what_no_live_patch_makes_good_is_a_failure_and_installs_nothing_by_itse
     assert advice in failed.comment
     assert ("not_affected" in failed.comment) is verdict.startswith("unknown")
     assert bool(failed.changes) is beside
+
+
+def test_a_cve_that_the_newest_patch_does_not_fix_is_a_failure_that_says_so(machine, told):
+    failed = machine.applied(**told(CVE_2026_0001=fixed_from(11)))
+
+    assert failed.result is False
+    assert "The live patches that there are do not fix them all." in failed.comment
+    assert machine.edition() == NEW
 
 
 @pytest.mark.parametrize("settle", [True, False])
