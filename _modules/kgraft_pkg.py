@@ -348,8 +348,7 @@ def _by_version(wish, told, packages, allow_downgrade):
         return {"newest": newest, "reason": back}
     if newest or not met or told["running"] != told["installed"]:
         offered, preferred = packages.offered(package), packages.preferred(package)
-    fitting = [preferred] if newest and wish.at_least else offered
-    verdict, target, reason = versions.judge(wish, told["running"], told["installed"], fitting, preferred)
+    verdict, target, reason = versions.judge(wish, told["running"], told["installed"], offered, preferred)
     if verdict == "refused" and not offered:
         reason = _not_offered(packages, package)
     return {"newest": preferred, "verdict": verdict, "target": target, "reason": reason}

@@ -187,3 +187,55 @@ def test_load_of_an_inactive_patch_says_what_to_do(kernel, kgraft):
     kernel.patch(PATCH, "inactive")
     with pytest.raises(CommandExecutionError, match="loaded but inactive; unload it with kgraft.unload"):
         kgraft.load(MODULE)
+
+
+# Unloading
+
+
+@pytest.fixture
+def rmmod(kernel, kgraft_on):
+    """The module, on a kernel whose modules can be unloaded; ``rmmod.unloaded`` are those that were."""
+
+    def remove(module):
+        kgraft.unloaded.append(module)
+        kernel.remove(PATCH)
+        return [module]
+
+    kgraft = kgraft_on(kernel, __salt__={"kmod.remove": remove})
+    kgraft.unloaded = []
+    return kgraft
+
+
+def test_unload_takes_an_inactive_patch_away_and_in_test_mode_says_so(kernel, rmmod):
+    kernel.patch(PATCH, "inactive")
+    assert rmmod.unload("kgraft-patch-2-2_1", test=True) == {"name": MODULE, "state": "inactive"}
+    assert rmmod.unloaded == []
+    assert rmmod.unload(MODULE) == rmmod.unload(MODULE) == {"name": MODULE, "state": None}
+    assert rmmod.unloaded == [MODULE]
+
+
+@pytest.mark.parametrize("state", ["applying", "applied", "reverting"])
+def test_unload_touches_no_patch_that_is_not_inactive(kernel, rmmod, state):
+    kernel.patch(PATCH, state)
+    kernel.in_progress(state != "applied")
+    with pytest.raises(CommandExecutionError, match="only an inactive patch is unloaded"):
+        rmmod.unload(MODULE)
+    assert rmmod.unloaded == []
+
+
+def test_unload_waits_for_the_end_of_another_transition(kernel, rmmod):
+    kernel.patch(PATCH, "inactive")
+    kernel.start("kgraft-patch-3-1")
+    with pytest.raises(CommandExecutionError, match="a transition is running"):
+        rmmod.unload(MODULE)
+    assert rmmod.unloaded == []
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_unload_touches_no_module_that_is_no_live_patch(kernel, rmmod, test):
+    kernel.write("sys/module/ext4/taint", "\n")
+    kernel.write("sys/module/nvidia/taint", "POE\n")
+    for module in ("ext4", "nvidia"):
+        with pytest.raises(CommandExecutionError):
+            rmmod.unload(module, test=test)
+    assert rmmod.unloaded == []

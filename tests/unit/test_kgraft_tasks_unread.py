@@ -290,3 +290,11 @@ def test_a_start_time_beyond_64_bits_is_unread_and_breaks_no_serializer(moving):
     held = kgraft.blocking()
     assert (held["count"], held["unread"], held["complete"]) == (1, 1, False)
     salt.payload.dumps(held)
+
+
+def test_an_empty_flag_of_a_thread_that_is_there_is_unread(kernel, kgraft):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(731, blocking=True, threads={732: {"blocking": True}})
+    kernel.write("proc/731/task/732/kgr_in_progress", "")
+    held = kgraft.blocking()
+    assert (held["unread"], held["complete"]) == (1, False)
