@@ -7,7 +7,8 @@ The master hears ``salt/beacon/<minion>/kgraft/<tag>``; the payload is flat:
 ``started``    a transition runs
 ``finished``   it is over: ``seconds`` it took, ``observed`` (False: it came and went between two looks)
 ``stuck``      it has run for ``stuck_after`` seconds: ``seconds`` so far, ``times`` said, ``tasks`` that block,
-               their ``count``, ``complete`` (False: there may be more), as ``kgraft.blocking`` gives them
+               with ``why`` and ``help``, their ``count``, ``complete`` (False: there may be more) and ``note``, as
+               ``kgraft.blocking`` gives them
 ``error``      the beacon could not look or could not remember: ``error`` says what; each distinct one once, three at
                most, until that works again
 =============  ================================================================================================
@@ -351,12 +352,12 @@ def _stuck(memory, options, now, problems):
         blocking = __salt__["kgraft.blocking"](budget=0.2)
     except CommandExecutionError as err:
         problems["blocking"] = str(err)
-        blocking = {"state": "in_progress", "tasks": [], "count": None, "complete": False}
+        blocking = {"state": "in_progress", "tasks": [], "count": None, "complete": False, "note": None}
     if blocking["state"] != "in_progress":
         return []
     running["times"] += 1
     running["told"] = now
-    found = {key: blocking[key] for key in ("tasks", "count", "complete")}
+    found = {key: blocking[key] for key in ("tasks", "count", "complete", "note")}
     found.update(seconds=round(now - running["since"], 1), times=running["times"])
     return [_event("stuck", memory["kernel"], running, **found)]
 

@@ -28,7 +28,8 @@ METHODS = ("trace", "signals")
 PROTECTED = ["corosync*", "sbd*", "pacemaker*", "crmd", "lrmd", "dlm_controld*", "multipathd*", "iscsid*"]
 PROTECTED += ["ocssd*", "cssd*", "ctdbd*", "drbd*"]
 # By signals a whole process stands still, and others can see it.
-PROTECTED_FROM_SIGNALS = ["hdb*", "sapstart*", "systemd*"]
+DATABASES = ["hdb*", "sapstart*"]
+PROTECTED_FROM_SIGNALS = DATABASES + ["systemd*"]
 MINIONS = ["salt-minion*", "venv-salt-minion*"]  # the second is the Salt Bundle's
 
 HERE = "/"  # the root of this machine's own proc/ and sys/
@@ -229,13 +230,14 @@ def refusal(root, task, patterns, family, method):
     reason = None if method == "trace" and len(left) < len(task["tids"]) else next(iter(left.values()), None)
     if method == "signals":
         reason = reason or _seen_by_others(task["pid"], family)
-    reason = reason or _protected(proc, task, patterns) or other_process(proc, task)
+    reason = reason or protected(proc, task, patterns) or other_process(proc, task)
     if not reason and not tasks.holds(root, task["pid"]):
         reason = REASONS["crossed"]
     return reason, left
 
 
-def _protected(proc, task, patterns):
+def protected(proc, task, patterns):
+    """Which pattern protects a task, as a reason; None where none does."""
     name = tasks.thread(proc).name
     # The kernel keeps 15 bytes of a name: where it may go on, what a pattern says of the rest is taken for true.
     cut = len(name) >= 15 and task["name"] == files.text(name)

@@ -19,7 +19,9 @@ Minion option
 
 import errno
 import functools
+import glob
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -48,6 +50,7 @@ kernel = _room("kernel", files=files)
 tasks = _room("tasks", files=files, kernel=kernel)
 poker = _room("poker")
 poking = _room("poke", files=files, tasks=tasks, poker=poker)
+reasons = _room("reasons", files=files, kernel=kernel, tasks=tasks, poking=poking)
 
 
 def __virtual__():
@@ -179,6 +182,30 @@ def status():
 
 
 @_with_salts_errors
+def ready():
+    """
+    Ask whether no transition runs, as ``kgr check`` and ``klp check`` do, for
+    scripts: also the exit code says so.
+
+    Returns True. While a transition runs, False, and ``salt`` and ``salt-call``
+    exit with 1.
+
+    Raises ``CommandExecutionError``, and they exit with 1, on a kernel without
+    live patching or if it could not be looked at.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call kgraft.ready && zypper patch
+    """
+    is_ready = kernel.available(_root()).state == "ready"
+    if not is_ready:
+        __context__["retcode"] = 1
+    return is_ready
+
+
+@_with_salts_errors
 def in_progress(pid=None):
     """
     Ask whether a transition runs, or whether one process holds it up.
@@ -261,9 +288,9 @@ def patches(functions=False):
 
 
 @_with_salts_errors
-def blocking(cmdline=False, stacks=False, limit=20, budget=None):
+def blocking(cmdline=False, stacks=False, limit=20, budget=None, protect=None):
     """
-    Name the processes that hold a transition up.
+    Name the processes that hold a transition up, why, and what to do about it.
 
     cmdline
         Add each process's command line, which can hold passwords. Default:
@@ -275,6 +302,10 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None):
         cuts ``tasks``, not ``count``. Default: 20
     budget
         Stop looking after this many seconds. Default: None, never.
+    protect
+        Patterns of processes that nobody should touch, as in :py:func:`poke`.
+        They add to the daemons of clusters, of their storage, and of HANA.
+        Default: None
 
     Returns a dict:
 
@@ -286,6 +317,8 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None):
         ``letter``, the state as in ``ps``; ``kind``, the first of ``kernel``,
         ``traced``, ``stopped``, ``uninterruptible``, ``zombie``, ``user`` that
         is true of a flagged thread; ``start_time`` in clock ticks since boot;
+        ``why`` it blocks and what is of ``help``, sentences, None where nothing
+        is known, and beginning with ``Probably:`` where nobody has tried it;
         with ``cmdline=True`` also ``cmdline``, a list; with ``stacks=True``
         also ``stack``, a dict from thread id (a string) to lines, or None
         where the kernel does not say.
@@ -297,6 +330,10 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None):
         False if anything was unread, was cut short by ``budget``, or cannot
         be seen from here (a pid namespace, hidepid): then an empty list does
         not mean that nothing blocks.
+    ``note``
+        sentences on the whole, or None: what an empty list can mean, that
+        stacks could not be read. As root they are read for the reasons, also
+        where they are not shown.
 
     An empty list during a transition is normal for seconds: the kernel looks
     for the end every 2 s (kGraft) or every second (livepatch).
@@ -317,7 +354,8 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None):
         _whole("limit", limit, "a positive integer, or None for all")
     if budget is not None:
         _seconds("budget", budget)
-    return tasks.blocking(_root(), cmdline, stacks, limit, budget)
+    patterns, until = _patterns(protect), time.monotonic() + budget if budget else None
+    return reasons.explained(_root(), tasks.blocking(_root(), cmdline, stacks, limit, budget), patterns, until)
 
 
 # What a user orders
@@ -340,6 +378,10 @@ def overview(names=False):
         module.
     ``state``, ``direction``, ``active``, ``kernelrelease``, ``boot_id``, ``abi``
         as in :py:func:`status`.
+    ``running``
+        the version of the newest active patch, as rpm writes it.
+    ``since``
+        while a transition runs, when the beacon saw it first, as ``observed``.
     ``blocking``
         while a transition runs ``{count, complete, tasks}`` as in
         :py:func:`blocking`, 20 tasks at most, each with its ``kind``, ``unit``
@@ -364,9 +406,12 @@ def overview(names=False):
     """
     _boolean("names", names)
     seen, notes = status(), []
-    told = {"observed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "version": VERSION, "blocking": None}
+    told = {"observed": _stamp(time.time()), "version": VERSION, "since": None, "blocking": None}
     told.update((key, seen[key]) for key in ("state", "direction", "active", "kernelrelease", "boot_id", "abi"))
+    told["running"] = next(filter(None, map(kernel.version, reversed(seen["active"]))), None)
     if seen["state"] == "in_progress":
+        told["since"] = _since(seen)
+        notes += [] if told["since"] else ["Since when it runs is not known: the beacon kgraft has not seen it"]
         held = blocking()
         if held["state"] == "ready":
             return overview(names)
@@ -384,6 +429,26 @@ def overview(names=False):
     told["supported_until"] = _ask_others("kgraft_security.supported_until", notes)
     told["reboot"] = _ask_others("kgraft_security.reboot", notes)
     return dict(told, notes=notes)
+
+
+def _stamp(seconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _since(seen):
+    """When a beacon first saw the transition that runs, from its memory (_beacons/kgraft.py); None if none did."""
+    found = []
+    for path in glob.glob(os.path.join(glob.escape(__opts__["cachedir"]), "kgraft_beacon_*.json")):
+        try:
+            with open(path, encoding="utf-8") as file:
+                memory = json.load(file)
+            running = memory["transition"]
+            same = memory["kernel"]["boot_id"] == seen["boot_id"] and running["direction"] in (None, seen["direction"])
+            if same and (running["patch"] is None or running["patch"] in seen["moving"]):
+                found.append(time.time() - max(0, time.monotonic() - running["since"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return _stamp(min(found)) if found else None
 
 
 def _ask_others(function, notes):
@@ -443,7 +508,7 @@ def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=Fa
     test
         Touch nobody and show the same. Default: False
 
-    Returns a dict: ``poked``, tasks as in :py:func:`blocking`, with ``crossed``,
+    Returns a dict: ``poked``, tasks as in :py:func:`blocking` without reasons, with ``crossed``,
     the threads that have crossed, and ``left``, a dict from thread id (a
     string) to why it has not; ``skipped``, tasks with a ``reason``; ``vanished``,
     process ids that ended in between; ``count``, how many processes are still
@@ -472,17 +537,19 @@ def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=Fa
 
 
 @_with_salts_errors
-def wait(timeout=300):
+def wait(timeout=300, protect=None):
     """
     Block until no transition runs.
 
     timeout
         Seconds to wait before giving up. Default: 300
+    protect
+        As in :py:func:`blocking`. Default: None
 
     Returns the seconds it took, as a float.
 
-    Raises ``CommandExecutionError`` on time-out, naming the blocking tasks,
-    with ``info={'timed_out': True, 'blocking': …}`` (as :py:func:`blocking`
+    Raises ``CommandExecutionError`` on time-out, naming the blocking tasks and
+    why they block, with ``info={'timed_out': True, 'blocking': …}`` (as :py:func:`blocking`
     returns it); without that info if the kernel has no live patching or could
     not be looked at. ``SaltInvocationError`` if ``timeout`` is not a positive
     number.
@@ -494,6 +561,7 @@ def wait(timeout=300):
         salt '*' kgraft.wait timeout=600
     """
     _seconds("timeout", timeout)
+    _patterns(protect)
     began = time.monotonic()
     while True:
         look = kernel.available(_root())
@@ -503,16 +571,20 @@ def wait(timeout=300):
         if waited >= timeout:
             break
         time.sleep(min(0.2, timeout - waited))
-    held = tasks.blocking(_root())
+    held = blocking(protect=protect)
     if held["state"] == "ready":
         return round(time.monotonic() - began, 3)
-    raise CommandExecutionError(
+    lines = [
         "{} still in progress after {:g} s; blocking: {}{}".format(
             " ".join(kernel.moving(look)) or "A transition is",
             timeout,
             _named(held, "{name} ({pid}) {kind}", 10) if held["tasks"] else "nothing that was found",
             "" if held["complete"] else " (not everything could be read)",
-        ),
+        )
+    ]
+    lines += ["- {name} ({pid}): {why} {help}".format(**task) for task in held["tasks"][:10] if task["why"]]
+    raise CommandExecutionError(
+        "\n".join(lines + [held["note"]] * bool(held["note"])),
         info={"timed_out": True, "blocking": held},
     )
 

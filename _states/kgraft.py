@@ -334,7 +334,7 @@ def _wait(look, run, so_far=""):
         waited = time.monotonic() - started
         left = run.until + grace - time.monotonic()
         try:
-            __salt__["kgraft.wait"](timeout=max(min(left, SLICE, poke_at - waited), 0.01))
+            __salt__["kgraft.wait"](timeout=max(min(left, SLICE, poke_at - waited), 0.01), protect=run.protect)
             return time.monotonic() - started
         except CommandExecutionError as err:
             if not (isinstance(err.info, dict) and err.info.get("timed_out")):
@@ -366,7 +366,7 @@ def _unsettled(look, run, blocking, so_far):
     would = {"skipped": []} if look.status["abi"] == "livepatch" else _poke(run, test=True)
     spared = {task["pid"]: task["reason"] for task in would["skipped"]}
     lines = [f"{looks.moving(look)}, still after {run.timeout:g} s. {so_far}{tasks.blocking(blocking)}"]
-    lines += tasks.advice(blocking["tasks"], look.status["abi"], spared)
+    lines += tasks.advice(blocking, spared)
     if run.pokes:
         lines.append(f"Poked {len(run.pokes)} times.{tasks.skipped(run.pokes[-1])}")
     lines += sorted({"A poke failed: {}".format(poke["failed"]) for poke in run.pokes if "failed" in poke})

@@ -127,7 +127,7 @@ def kgraft_on(load):
     """Return ``kgraft_on(kernel, **dunders)``: ``_modules/kgraft.py``, bound to a kernel of files or of the lab."""
 
     def bind(kernel, **dunders):
-        opts = {"id": "minion", "test": False, "kgraft.root": str(kernel.root)}
+        opts = {"id": "minion", "test": False, "kgraft.root": str(kernel.root), "cachedir": str(kernel.root / "cache")}
         return load("_modules/kgraft.py", **{"__opts__": opts, **dunders})
 
     return bind

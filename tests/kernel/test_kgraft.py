@@ -34,7 +34,8 @@ def test_a_kernel_without_patches_is_ready(guest):
     }
     assert guest.call("kgraft.patches") == {}
     assert guest.call("kgraft.in_progress") is False
-    assert guest.call("kgraft.blocking") == {"state": "ready", "tasks": [], "count": 0, "unread": 0, "complete": True}
+    ready = {"state": "ready", "tasks": [], "count": 0, "unread": 0, "complete": True, "note": None}
+    assert guest.call("kgraft.blocking") == ready
     assert guest.call("kgraft.summary") == "ready no live patch"
     assert guest.call("kgraft.wait", timeout=5) < 1
 

@@ -6,7 +6,7 @@ import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 KEYS = {"observed", "version", "state", "direction", "active", "kernelrelease", "boot_id", "abi"}
-KEYS |= {"blocking", "package", "supported_until", "reboot", "notes"}
+KEYS |= {"running", "since", "blocking", "package", "supported_until", "reboot", "notes"}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_who_blocks_is_told_by_kind_and_by_name_only_if_asked(moving, names):
 
     (task,) = told["tasks"]
     assert (told["count"], told["complete"]) == (1, True)
-    assert (task["kind"], task["unit"], task["why"]) == ("user", "sapinit.service", None)
+    assert (task["kind"], task["unit"], task["why"]) == ("user", "sapinit.service", "It sleeps in the kernel since before the patch.")
     assert ("name" in task, "user" in task, "pid" in task) == (names, names, names)
     assert ("hdbindexserver" in str(told)) is names
 

@@ -12,7 +12,7 @@ from salt.exceptions import CommandExecutionError
 from tests.unit.conftest import Clock
 
 PATCH = "kgraft-patch-2-2_1"
-READY = {"state": "ready", "tasks": [], "count": 0, "unread": 0, "complete": True}
+READY = {"state": "ready", "tasks": [], "count": 0, "unread": 0, "complete": True, "note": None}
 
 
 def test_nothing_blocks_when_ready(kernel, kgraft):
@@ -38,7 +38,10 @@ def test_a_blocking_process_is_told_with_all_that_helps(moving):
         threads={732: {"blocking": True}, 733: {}},
     )
     kernel.task(740, "bash")
-    assert kgraft.blocking() == {
+    held = kgraft.blocking()
+    # what is said of it is in test_kgraft_reasons.py
+    assert all(isinstance(held["tasks"][0].pop(key), str) for key in ("why", "help"))
+    assert held == {
         "state": "in_progress",
         "tasks": [
             {
@@ -55,6 +58,7 @@ def test_a_blocking_process_is_told_with_all_that_helps(moving):
         "count": 1,
         "unread": 0,
         "complete": True,
+        "note": None,
     }
 
 
@@ -76,7 +80,9 @@ def test_kernels_that_flag_leaders_only_have_no_file_for_threads(make_kernel, kg
 
 def test_in_progress_with_an_empty_list_is_normal_and_complete(moving):
     kernel, kgraft = moving
-    assert kgraft.blocking() == dict(READY, state="in_progress")
+    held = kgraft.blocking()
+    assert held == dict(READY, state="in_progress", note=held["note"])
+    assert "The kernel looks for the end every" in held["note"]
     assert kgraft.summary().endswith("apply 0 blocking")
 
 
@@ -93,7 +99,7 @@ def test_minus_one_is_no_transition(make_kernel, kgraft_on):
     kernel.start("livepatch_9_2_1")
     kernel.task(731)
     kernel.write("proc/731/task/731/patch_state", "-1\n")
-    assert kgraft_on(kernel).blocking() == dict(READY, state="in_progress")
+    assert kgraft_on(kernel).blocking()["tasks"] == []
 
 
 def test_during_a_disable_those_still_patched_block(make_kernel, kgraft_on):
@@ -432,4 +438,5 @@ def test_a_budget_that_ends_among_the_details_cuts_the_list_and_not_the_count(mo
 def test_a_walk_that_is_ended_before_it_found_anybody_is_not_complete(moving):
     kernel, kgraft = moving
     kgraft.tasks.time = Clock(itertools.chain([0], itertools.repeat(100)))
-    assert kgraft.blocking(budget=1) == dict(READY, state="in_progress", complete=False)
+    unseen = "Not everything could be read or seen: what is in no list may block."
+    assert kgraft.blocking(budget=1) == dict(READY, state="in_progress", complete=False, note=unseen)

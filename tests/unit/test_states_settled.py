@@ -132,15 +132,38 @@ def test_the_time_out_names_each_kind_of_task_and_what_to_do_about_it(states, ke
     assert late["changes"] == {}
     first, *kinds = late["comment"].splitlines()
     assert first.startswith("kgraft_patch_2_2_1 is applying, still after 20 s. 6 tasks block: khungd (700), ")
-    assert [line.partition(": ")[0] + ": " + line.split(": ")[1] for line in kinds] == [
-        "- kernel thread: khungd (700)",
-        "- traced: gdbed (701)",
-        "- stopped: paused (702)",
-        "- uninterruptible sleep: nfs-reader (703)",
-        "- zombie: defunct (704)",
-        "- process: sleep (705)",
+    assert [line.partition(".")[0] for line in kinds] == [
+        "- khungd (700): This kernel thread has not come to a safe place, and no signal reaches it",
+        "- gdbed (701): A debugger or a tracer such as strace holds it",
+        "- paused (702): It is stopped, by SIGSTOP or at a terminal",
+        "- nfs-reader (703): It waits for a device, a file system (NFS, FUSE), a page or a child (vfork), where no signal"
+        " reaches it",
+        "- defunct (704): It has ended, and its parent did not reap it",
+        "- sleep (705): It sleeps in the kernel since before the patch",
     ]
-    assert all(len(line.split(": ", 2)[2]) > 20 for line in kinds)
+    assert all(len(line.partition(". ")[2]) > 20 for line in kinds)
+
+
+def test_tasks_of_one_reason_share_a_line(states, kernel, clock):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(700, "khungd", blocking=True, kthread=True)
+    kernel.task(701, "nfsd", blocking=True, kthread=True)
+
+    assert "\n- khungd (700), nfsd (701): This kernel thread has not " in states.settled("x", timeout=20)["comment"]
+
+
+@pytest.mark.parametrize("name", ["corosync", "sbd", "hdbindexserver", "mine"])
+def test_no_advice_about_what_is_protected_is_to_touch_it(states, kernel, clock, poke, name):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(700, name, blocking=True, letter="T")
+    kernel.task(701, name, blocking=True)
+
+    _, *advice = states.settled("x", timeout=20, protect=["name:mine"])["comment"].splitlines()
+
+    assert len(advice) == 2
+    for line in advice:
+        assert "do not restart it, and send it no signal. Wait." in line
+        assert "kill" not in line and "run kgraft.poke" not in line.lower()
 
 
 def test_a_list_that_is_not_complete_is_never_called_empty(states, kernel, clock):
@@ -172,7 +195,7 @@ def test_where_nobody_blocks_any_more_the_kernels_next_check_is_waited_for(state
 
     assert waited["result"] is result, waited["comment"]
     assert clock.now - 1000 <= 66
-    assert ("No task blocks any more; the kernel sees that at its next check." in waited["comment"]) is not result
+    assert ("No task is seen to block any more.\nNobody blocks any more. The kernel looks for the end every 2 s." in waited["comment"]) is not result
 
 
 def test_a_long_wait_tells_the_master_at_least_every_thirty_seconds_who_blocks(states, kernel, clock, sent):
@@ -217,9 +240,10 @@ def test_who_is_left_by_any_poke_is_told_so_and_nothing_says_to_poke(states, ker
 
     late = states.settled("x", timeout=50, poke_after=poke_after)
 
-    assert "- process: corosync (705): a poke leaves it: protected by name:corosync*." in late["comment"]
-    assert "- kernel thread: nfsd (706): no signal moves it" in late["comment"]
-    assert "run kgraft.poke" not in late["comment"]
+    assert "- corosync (705): It sleeps in the kernel" in late["comment"]
+    assert "A poke leaves it: protected by name:corosync*. It is protected: do not restart it" in late["comment"]
+    assert "- nfsd (706): This kernel thread has not come to a safe place, and no signal reaches it" in late["comment"]
+    assert "run kgraft.poke" not in late["comment"].lower()
 
 
 def test_a_poke_that_fails_is_a_note_and_the_wait_goes_on(states, kernel, clock, poke):
@@ -264,7 +288,8 @@ def test_on_livepatch_poke_after_does_nothing_and_says_so(states, kernel, clock,
 
     poke.assert_not_called()
     assert late["result"] is False
-    assert "process: sleep (705): the kernel signals it every 15 s by itself" in late["comment"]
+    assert "sleep (705): It sleeps" in late["comment"]
+    assert "the kernel wakes it every 15 s by itself" in late["comment"]
     assert "poke_after does nothing here" in late["comment"]
 
 

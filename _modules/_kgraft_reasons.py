@@ -1,0 +1,360 @@
+"""
+Why a task blocks and what to do about it: one table, a row for each reason that somebody has found.
+
+A row fits where all of its signs do; the first that fits is told, so stacks come before names, and names before kinds.
+Text that nobody has read or run, but which follows from what was read, begins with ``Probably:``. The manual's table is
+made of these rows, and ``tests/unit/test_kgraft_reasons.py`` has a case for each.
+"""
+
+import fnmatch
+import os
+import re
+import time
+import typing
+from collections import namedtuple
+
+if typing.TYPE_CHECKING:
+    from . import _kgraft_files as files
+    from . import _kgraft_kernel as kernel
+    from . import _kgraft_poke as poking
+    from . import _kgraft_tasks as tasks
+
+# Where the signs are looked for:
+#   stack   a regular expression, in one line of the kernel stack of a thread that has not crossed
+#   foreign True: that line names a module that was not built with the kernel
+#   name    a pattern for the name of the process or of a flagged thread
+#   kind, letter, pid, abi   as kgraft.blocking and kgraft.abi give them
+#   before  the first release of the kernel that does not have it
+#   nobody  True: the list is empty
+# elsewhere: the advice is about something else than the task, so it holds for a protected one, too.
+Row = namedtuple("Row", "why help source elsewhere signs")
+
+# The taints of a module (Documentation/admin-guide/tainted-kernels.rst): proprietary, built outside of the kernel's tree, and
+# SUSE's X, supported by somebody else.
+FOREIGN = "POX"
+
+PROTECTED = (
+    "It is protected: do not restart it, and send it no signal. Wait. If it must go, put the cluster into maintenance mode"
+    " first."
+)
+UNSEEN = "Not everything could be read or seen: what is in no list may block."
+NO_STACKS = "Not all kernel stacks were read. They may tell more; only root may read them."
+
+THREADS = 16  # of a process, at most, are looked at more closely
+
+
+def _row(why, help, source, elsewhere=False, **signs):
+    return Row(why, help, source, elsewhere, signs)
+
+
+def _without_a_safe_place(source, name, **more):
+    """A kernel thread of SLES 12 that SUSE has mended."""
+    return _row(
+        "This kernel thread has no safe place to cross at in older kernels of SLES 12.",
+        "Wait for the end of its work, or reboot when you may. A later kernel has the mend.",
+        source,
+        name=name,
+        kind="kernel",
+        abi="kgraft",
+        **more,
+    )
+
+
+def _parked_by_nfs(**sign):
+    return _row(
+        "NFS 4 keeps this thread parked, as with swap on NFS: not even a reversal of the patch ends then.",
+        "Ask who owns the share; swapoff what lies there, or unmount it.",
+        "vpsfreecz/vpsadminos",
+        kind="kernel",
+        abi="livepatch",
+        **sign,
+    )
+
+
+ROWS = (
+    _row(
+        "A program of eBPF is on its stack, such as a security or tracing agent attaches (fexit, fmod_ret): the kernel"
+        " cannot trust a stack with one, and does not let the task cross.",
+        "Ask who owns the agent; stop the agent, let the patch settle, start the agent again. A signal does not help a"
+        " kernel thread. Before the kernels of late 2025 (56b3c85e153b) an agent may not start again after a live patch.",
+        "linux-kernel, 2025-11-20, M. Benes",
+        elsewhere=True,
+        stack=r"\bbpf_trampoline_",
+        abi="livepatch",
+    ),
+    _row(
+        "A tracer is on its stack (function_graph, a kretprobe): it blocks until the task leaves that function.",
+        "Ask who traces, and stop the tracer.",
+        "SUSE/qa_test_klp, TC10 and TC12",
+        elsewhere=True,
+        stack=r"\b(return_to_handler|ftrace_graph_caller|(__|arch_)?(kret|ret)(probe|hook)_trampoline)\b",
+    ),
+    _row(
+        "Probably: the patch changes the way on which this task ends (do_exit).",
+        "Wait until it has ended. Leave the kernel's debug output of klp_try_switch_task off: it can lock the machine up.",
+        "linux-kernel, 2025, an excerpt",
+        stack=r"\bdo_(group_)?exit\b",
+        abi="livepatch",
+    ),
+    _parked_by_nfs(stack=r"\bnfs4_(run_)?state_manager\b"),
+    _row(
+        "This kernel thread is in {module}, a module that was not built with the kernel: its vendor has given it no safe"
+        " place to cross at.",
+        "Ask its vendor, or who owns it here; stop the service that uses {module}, or unload it.",
+        "SUSE's guide; bnc#962336, bnc#904871, bnc#906140",
+        stack=r"\[(\w+)\]$",
+        foreign=True,
+        kind="kernel",
+    ),
+    _row(
+        "The machine of a guest runs on it. Before the kernels of 2022 the kernel's signal makes it leave the guest, but not"
+        " the kernel; one that never leaves its processor (isolcpus or nohz_full, and idle=poll in the guest) blocks"
+        " still.",
+        "Ask who owns the guest. Probably: pause the guest for a moment and resume it (virsh suspend, virsh resume).",
+        "live-patching list, 2022 and 2026-02-02",
+        name="CPU */KVM",
+        abi="livepatch",
+    ),
+    _row(
+        "This thread serves the network of a guest, and is too busy to come to a safe place.",
+        "Ask who owns the guest; quieten its network. 6.4 has the mend (05bfb338fa8d).",
+        "live-patching list",
+        name="vhost-*",
+        abi="livepatch",
+        before="6.4",
+    ),
+    _row(
+        "It is in the memory management that the patch changes.",
+        "Probably: write never to /sys/kernel/mm/transparent_hugepage/enabled for a minute, then what was there before.",
+        "dynup/kpatch#982",
+        name="khugepaged",
+        kind="kernel",
+        abi="livepatch",
+    ),
+    _row(
+        "Process 1 sleeps until something happens, and ignores SIGSTOP. The kernel wakes sleepers itself from 5.1 on.",
+        "Run kgraft.poke, which traces it. Probably: any event wakes it, such as systemctl daemon-reload.",
+        "dynup/kpatch#751, #753",
+        pid=1,
+        kind="user",
+        abi="livepatch",
+        before="5.1",
+    ),
+    _parked_by_nfs(name="*-manage*"),  # as the server's address, which may leave less of it than 15 bytes
+    _without_a_safe_place("SUSE's changes of 3.12.58", "hwrng", before="3.12.58"),
+    _without_a_safe_place("bnc#889207", "btrfs-*"),
+    _without_a_safe_place("bnc#899908", "usb-storage"),
+    _without_a_safe_place("SUSE's kernel changes", "kmemleak"),
+    _without_a_safe_place("SUSE's kernel changes, XEN blkif", "blkback.*"),
+    _without_a_safe_place("SUSE's kernel changes, XEN blkif", "*.xvd[a-z]*-*"),
+    _without_a_safe_place("bsc#1031662, an excerpt", "eehd"),
+    _row(
+        "The log daemon of GFS2 waits long in its loop.",
+        "Wait: it passes. A later kernel of SLES 12 waits less.",
+        "SUSE's kernel changes",
+        name="gfs2_logd",
+        kind="kernel",
+        abi="kgraft",
+    ),
+    _row(
+        "This kernel thread runs: it crosses only when it is found off its processor.",
+        "Lower what loads it; it passes when it sleeps.",
+        "live-patching list",
+        kind="kernel",
+        letter="R",
+        abi="livepatch",
+    ),
+    _row(
+        "This kernel thread has not come to a safe place, and no signal reaches it.",
+        "Stop the service or unload the module that it belongs to, or reboot when you may.",
+        "kernel/kgraft.c, kernel/livepatch/transition.c",
+        kind="kernel",
+    ),
+    _row(
+        "A debugger or a tracer such as strace holds it.",
+        "Ask who traces it, and end the tracer.",
+        "kernel/livepatch/transition.c, measured",
+        elsewhere=True,
+        kind="traced",
+    ),
+    _row(
+        "It is stopped, by SIGSTOP or at a terminal.",
+        "Ask who stopped it; continue it (kill -CONT), or end it.",
+        "measured",
+        kind="stopped",
+    ),
+    _row(
+        "It waits for a device, a file system (NFS, FUSE), a page or a child (vfork), where no signal reaches it.",
+        "Mend what it waits for.",
+        "SUSE/qa_test_klp, TC11",
+        elsewhere=True,
+        kind="uninterruptible",
+    ),
+    _row(
+        "It has ended, and its parent did not reap it. Only 3.12 and early 4.4 kernels wait for it.",
+        "Ask who owns its parent, which must reap it or end.",
+        "kernel/kgraft.c",
+        kind="zombie",
+        abi="kgraft",
+    ),
+    _row(
+        "It runs.",
+        "Wait: it crosses when it next enters or leaves the kernel.",
+        "kernel/kgraft.c, kernel/livepatch/transition.c",
+        kind="user",
+        letter="R",
+    ),
+    _row(
+        "It sleeps in the kernel since before the patch.",
+        "Run kgraft.poke, or set poke_after.",
+        "measured",
+        kind="user",
+        abi="kgraft",
+    ),
+    _row(
+        "It sleeps in the kernel since before the patch.",
+        "Run kgraft.poke: before 5.1 the kernel does not wake it itself.",
+        "dynup/kpatch#751",
+        kind="user",
+        abi="livepatch",
+        before="5.1",
+    ),
+    _row(
+        "It sleeps in the kernel since before the patch, in a function that the patch changes.",
+        "Wait: the kernel wakes it every 15 s by itself.",
+        "kernel/livepatch/transition.c",
+        kind="user",
+        abi="livepatch",
+    ),
+    _row(
+        "Nobody blocks that can be seen. The kernel looks for the end every second; and processors that do nothing are part of"
+        " what it looks at (swapper/N), and are in no list.",
+        "Wait for two looks. Probably: then run something on every processor (taskset -c N true).",
+        "kernel/livepatch/transition.c",
+        nobody=True,
+        abi="livepatch",
+    ),
+    _row(
+        "Nobody blocks any more. The kernel looks for the end every 2 s.",
+        "Wait.",
+        "kernel/kgraft.c",
+        nobody=True,
+        abi="kgraft",
+    ),
+)
+
+
+def explained(root, answer, patterns, until=None):
+    """
+    An answer of ``tasks.blocking``, each task with ``why`` and ``help``, and with a ``note`` on the whole.
+
+    patterns
+        pairs of a field and a pattern, as for a poke: whom nobody should touch, beside the daemons of clusters, of their
+        storage, and of HANA
+    until
+        no stack is read after this moment of the monotonic clock; None for no end
+    """
+    notes = []
+    if answer["state"] == "in_progress":
+        abi = kernel.available(root).kernel.abi
+        release = files.word(os.path.join(root, "proc/sys/kernel/osrelease"))
+        globs = poking.PROTECTED + poking.DATABASES
+        patterns = patterns + [(field, glob) for glob in globs for field in ("name", "unit")]
+        for task in answer["tasks"]:
+            seen, unread = _look_at(root, task, until)
+            task["why"], task["help"] = explain(root, abi, release, seen, _is_protected(root, task, patterns))
+            notes += [NO_STACKS] if unread and NO_STACKS not in notes else []
+        if not answer["complete"]:
+            notes.append(UNSEEN)
+        elif not answer["tasks"]:
+            notes += explain(root, abi, release, {"nobody": True})
+    return dict(answer, note=" ".join(notes) or None)
+
+
+def _look_at(root, task, until):
+    """What can be seen of the signs, and whether a stack could not be read."""
+    seen, unread = dict(task, names=[task["name"]], stack=[]), False
+    for tid in task["tids"][:THREADS]:
+        directory = os.path.join(root, "proc", str(task["pid"]), "task", str(tid))
+        late = until is not None and time.monotonic() > until
+        try:
+            seen["names"].append(files.text(tasks.thread(os.path.join(root, "proc", str(task["pid"])), tid).name))
+            if not late:
+                seen["stack"] += files.lines(files.read(os.path.join(directory, "stack")).rstrip(b"\n"))
+        except (OSError, ValueError) as err:  # without such a file it has ended, or this kernel shows no stacks
+            late = late or not isinstance(err, FileNotFoundError)
+        unread = unread or late
+    return seen, unread
+
+
+def _is_protected(root, task, patterns):
+    try:
+        return poking.protected(os.path.join(root, "proc", str(task["pid"])), task, patterns) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def explain(root, abi, release, seen, protected=False):
+    """
+    The reason and the advice, ``(why, help)``; None for what is not known.
+
+    seen
+        what there is to see of the signs, of which ``names`` and ``stack`` are lists
+    """
+    seen = dict({"names": [], "stack": []}, **dict(seen, abi=abi, release=_release(release)))
+    for row in ROWS:
+        module = _fits(root, row.signs, seen)
+        if module is not None:
+            why, help = row.why.format(module=module), row.help.format(module=module)
+            if protected:
+                help = f"{PROTECTED} {help}" if row.elsewhere else PROTECTED
+            return why, help
+    return None, PROTECTED if protected else None
+
+
+def _fits(root, signs, seen):
+    """Whether all signs fit: the module that the line of the stack names, which may be none; None if they do not."""
+    plain = ("kind", "letter", "pid", "abi", "nobody")
+    if any(seen.get(sign) != signs[sign] for sign in plain if sign in signs):
+        return None
+    if "before" in signs and not (seen["release"] and seen["release"] < _release(signs["before"])):
+        return None
+    if "name" in signs and not any(fnmatch.fnmatchcase(name, signs["name"]) for name in seen["names"]):
+        return None
+    if "stack" not in signs:
+        return ""
+    for line in seen["stack"]:
+        match = re.search(signs["stack"], line)
+        module = match.group(1) if match and "foreign" in signs else ""
+        if match and (not module or _is_foreign(root, module)):
+            return module or ""
+    return None
+
+
+def _is_foreign(root, module):
+    try:
+        return any(letter in files.word(os.path.join(root, "sys/module", module, "taint")) for letter in FOREIGN)
+    except OSError:  # no taint is an empty line
+        return False
+
+
+def _release(text):
+    """The numbers that a release begins with, None for a text that begins with none."""
+    numbers = re.match(r"[0-9]+(\.[0-9]+)*", text)
+    return tuple(int(number) for number in numbers.group().split(".")) if numbers else None
+
+
+def signs(row):
+    """The signs of a row in words, for the manual."""
+    words = {
+        "stack": "`{}` on the stack",
+        "foreign": "the module is foreign",
+        "name": "named `{}`",
+        "kind": "{}",
+        "letter": "state {}",
+        "pid": "pid {}",
+        "before": "before {}",
+        "nobody": "nobody is listed",
+        "abi": "{}",
+    }
+    return ", ".join(words[sign].format(value) for sign, value in row.signs.items())
