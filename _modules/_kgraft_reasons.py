@@ -19,227 +19,193 @@ if typing.TYPE_CHECKING:
     from . import _kgraft_poke as poking
     from . import _kgraft_tasks as tasks
 
-# Where the signs are looked for:
-#   stack   a regular expression, in one line of the kernel stack of a thread that has not crossed
-#   foreign True: that line names a module that was not built with the kernel
-#   name    a pattern for the name of the process or of a flagged thread
+# Signs, which must all be there:
 #   kind, letter, pid, abi   as kgraft.blocking and kgraft.abi give them
+#   name    a pattern for the name of the process or of a flagged thread
+#   stack   patterns for a function on the kernel stack of a thread that has not crossed
+#   foreign a function there is of a module that was not built with the kernel
+#   nobody  the list is empty
 #   before  the first release of the kernel that does not have it
-#   nobody  True: the list is empty
 # elsewhere: the advice is about something else than the task, so it holds for a protected one, too.
 Row = namedtuple("Row", "why help source elsewhere signs")
 
-# The taints of a module (Documentation/admin-guide/tainted-kernels.rst): proprietary, built outside of the kernel's tree, and
-# SUSE's X, supported by somebody else.
+# The taints of a module (Documentation/admin-guide/tainted-kernels.rst): proprietary, built outside of the kernel's
+# tree, and SUSE's X, supported by somebody else.
 FOREIGN = "POX"
 
 PROTECTED = (
-    "It is protected: do not restart it, and send it no signal. Wait. If it must go, put the cluster into maintenance mode"
-    " first."
+    "It is protected: do not restart it, and send it no signal. Wait. If it must go, put the cluster into maintenance"
+    " mode first."
 )
 UNSEEN = "Not everything could be read or seen: what is in no list may block."
 NO_STACKS = "Not all kernel stacks were read. They may tell more; only root may read them."
 
+# A line of a stack: "[<0>] function.isra.0+0x6b/0x90 [module]"
+FRAME = re.compile(r"\] ([^\s.+]+)[^\s+]*\+0x\S+(?: \[(\w+)\])?$")
+
 THREADS = 16  # of a process, at most, are looked at more closely
 
 
-def _row(why, help, source, elsewhere=False, **signs):
-    return Row(why, help, source, elsewhere, signs)
+def _row(signs, why, help, source, elsewhere=False):
+    return Row(why, help, source, elsewhere, dict(sign.split("=") for sign in signs.split()))
 
 
-def _without_a_safe_place(source, name, **more):
-    """A kernel thread of SLES 12 that SUSE has mended."""
-    return _row(
-        "This kernel thread has no safe place to cross at in older kernels of SLES 12.",
-        "Wait for the end of its work, or reboot when you may. A later kernel has the mend.",
-        source,
-        name=name,
-        kind="kernel",
-        abi="kgraft",
-        **more,
-    )
-
-
-def _parked_by_nfs(**sign):
-    return _row(
-        "NFS 4 keeps this thread parked, as with swap on NFS: not even a reversal of the patch ends then.",
-        "Ask who owns the share; swapoff what lies there, or unmount it.",
-        "vpsfreecz/vpsadminos",
-        kind="kernel",
-        abi="livepatch",
-        **sign,
-    )
-
+UNSAFE = (
+    "This kernel thread has no safe place to cross at in older kernels of SLES 12.",
+    "Wait for the end of its work, or reboot when you may. A later kernel has the mend.",
+)
+PARKED = (
+    "NFS 4 keeps this thread parked, as with swap on NFS: not even a reversal of the patch ends then.",
+    "Ask who owns the share; swapoff what lies there, or unmount it.",
+)
 
 ROWS = (
     _row(
+        "stack=bpf_trampoline_* abi=livepatch",
         "A program of eBPF is on its stack, such as a security or tracing agent attaches (fexit, fmod_ret): the kernel"
         " cannot trust a stack with one, and does not let the task cross.",
         "Ask who owns the agent; stop the agent, let the patch settle, start the agent again. A signal does not help a"
-        " kernel thread. Before the kernels of late 2025 (56b3c85e153b) an agent may not start again after a live patch.",
+        " kernel thread. Before the kernels of late 2025 (56b3c85e153b) an agent may not start after a live patch.",
         "linux-kernel, 2025-11-20, M. Benes",
         elsewhere=True,
-        stack=r"\bbpf_trampoline_",
-        abi="livepatch",
     ),
     _row(
+        "stack=return_to_handler,ftrace_graph_caller,*kretprobe_trampoline,*rethook_trampoline",
         "A tracer is on its stack (function_graph, a kretprobe): it blocks until the task leaves that function.",
         "Ask who traces, and stop the tracer.",
         "SUSE/qa_test_klp, TC10 and TC12",
         elsewhere=True,
-        stack=r"\b(return_to_handler|ftrace_graph_caller|(__|arch_)?(kret|ret)(probe|hook)_trampoline)\b",
     ),
     _row(
+        "stack=do_exit,do_group_exit abi=livepatch",
         "Probably: the patch changes the way on which this task ends (do_exit).",
-        "Wait until it has ended. Leave the kernel's debug output of klp_try_switch_task off: it can lock the machine up.",
+        "Wait until it has ended. Leave the kernel's debug output of klp_try_switch_task off: it can lock up the"
+        " machine.",
         "linux-kernel, 2025, an excerpt",
-        stack=r"\bdo_(group_)?exit\b",
-        abi="livepatch",
     ),
-    _parked_by_nfs(stack=r"\bnfs4_(run_)?state_manager\b"),
+    _row("kind=kernel stack=nfs4_state_manager,nfs4_run_state_manager abi=livepatch", *PARKED, "vpsfreecz/vpsadminos"),
     _row(
-        "This kernel thread is in {module}, a module that was not built with the kernel: its vendor has given it no safe"
-        " place to cross at.",
+        "kind=kernel foreign=True",
+        "This kernel thread is in {module}, a module that was not built with the kernel: its vendor has given it no"
+        " safe place to cross at.",
         "Ask its vendor, or who owns it here; stop the service that uses {module}, or unload it.",
         "SUSE's guide; bnc#962336, bnc#904871, bnc#906140",
-        stack=r"\[(\w+)\]$",
-        foreign=True,
-        kind="kernel",
     ),
     _row(
-        "The machine of a guest runs on it. Before the kernels of 2022 the kernel's signal makes it leave the guest, but not"
-        " the kernel; one that never leaves its processor (isolcpus or nohz_full, and idle=poll in the guest) blocks"
-        " still.",
+        "name=CPU?*/KVM abi=livepatch",
+        "The machine of a guest runs on it. Before the kernels of 2022 the kernel's signal makes it leave the guest,"
+        " but not the kernel; one that never leaves its processor (isolcpus or nohz_full, and idle=poll in the guest)"
+        " still blocks.",
         "Ask who owns the guest. Probably: pause the guest for a moment and resume it (virsh suspend, virsh resume).",
         "live-patching list, 2022 and 2026-02-02",
-        name="CPU */KVM",
-        abi="livepatch",
     ),
     _row(
+        "name=vhost-* before=6.4 abi=livepatch",
         "This thread serves the network of a guest, and is too busy to come to a safe place.",
         "Ask who owns the guest; quieten its network. 6.4 has the mend (05bfb338fa8d).",
         "live-patching list",
-        name="vhost-*",
-        abi="livepatch",
-        before="6.4",
     ),
     _row(
+        "kind=kernel name=khugepaged abi=livepatch",
         "It is in the memory management that the patch changes.",
-        "Probably: write never to /sys/kernel/mm/transparent_hugepage/enabled for a minute, then what was there before.",
+        "Probably: write never to /sys/kernel/mm/transparent_hugepage/enabled for a minute, then what was there.",
         "dynup/kpatch#982",
-        name="khugepaged",
-        kind="kernel",
-        abi="livepatch",
     ),
     _row(
+        "kind=user pid=1 before=5.1 abi=livepatch",
         "Process 1 sleeps until something happens, and ignores SIGSTOP. The kernel wakes sleepers itself from 5.1 on.",
         "Run kgraft.poke, which traces it. Probably: any event wakes it, such as systemctl daemon-reload.",
         "dynup/kpatch#751, #753",
-        pid=1,
-        kind="user",
-        abi="livepatch",
-        before="5.1",
     ),
-    _parked_by_nfs(name="*-manage*"),  # as the server's address, which may leave less of it than 15 bytes
-    _without_a_safe_place("SUSE's changes of 3.12.58", "hwrng", before="3.12.58"),
-    _without_a_safe_place("bnc#889207", "btrfs-*"),
-    _without_a_safe_place("bnc#899908", "usb-storage"),
-    _without_a_safe_place("SUSE's kernel changes", "kmemleak"),
-    _without_a_safe_place("SUSE's kernel changes, XEN blkif", "blkback.*"),
-    _without_a_safe_place("SUSE's kernel changes, XEN blkif", "*.xvd[a-z]*-*"),
-    _without_a_safe_place("bsc#1031662, an excerpt", "eehd"),
+    # its name begins with the address of the server, and may be cut
+    _row("kind=kernel name=*-manage* abi=livepatch", *PARKED, "vpsfreecz/vpsadminos"),
+    _row("kind=kernel name=hwrng before=3.12.58 abi=kgraft", *UNSAFE, "SUSE's changes of 3.12.58"),
+    _row("kind=kernel name=btrfs-* abi=kgraft", *UNSAFE, "bnc#889207"),
+    _row("kind=kernel name=usb-storage abi=kgraft", *UNSAFE, "bnc#899908"),
+    _row("kind=kernel name=kmemleak abi=kgraft", *UNSAFE, "SUSE's kernel changes"),
+    _row("kind=kernel name=blkback.* abi=kgraft", *UNSAFE, "SUSE's kernel changes, XEN blkif"),
+    _row("kind=kernel name=*.xvd[a-z]*-* abi=kgraft", *UNSAFE, "SUSE's kernel changes, XEN blkif"),
+    _row("kind=kernel name=eehd abi=kgraft", *UNSAFE, "bsc#1031662, an excerpt"),
     _row(
+        "kind=kernel name=gfs2_logd abi=kgraft",
         "The log daemon of GFS2 waits long in its loop.",
         "Wait: it passes. A later kernel of SLES 12 waits less.",
         "SUSE's kernel changes",
-        name="gfs2_logd",
-        kind="kernel",
-        abi="kgraft",
     ),
     _row(
+        "kind=kernel letter=R abi=livepatch",
         "This kernel thread runs: it crosses only when it is found off its processor.",
         "Lower what loads it; it passes when it sleeps.",
         "live-patching list",
-        kind="kernel",
-        letter="R",
-        abi="livepatch",
     ),
     _row(
+        "kind=kernel",
         "This kernel thread has not come to a safe place, and no signal reaches it.",
         "Stop the service or unload the module that it belongs to, or reboot when you may.",
         "kernel/kgraft.c, kernel/livepatch/transition.c",
-        kind="kernel",
     ),
     _row(
+        "kind=traced",
         "A debugger or a tracer such as strace holds it.",
         "Ask who traces it, and end the tracer.",
         "kernel/livepatch/transition.c, measured",
         elsewhere=True,
-        kind="traced",
     ),
     _row(
+        "kind=stopped",
         "It is stopped, by SIGSTOP or at a terminal.",
         "Ask who stopped it; continue it (kill -CONT), or end it.",
         "measured",
-        kind="stopped",
     ),
     _row(
+        "kind=uninterruptible",
         "It waits for a device, a file system (NFS, FUSE), a page or a child (vfork), where no signal reaches it.",
         "Mend what it waits for.",
         "SUSE/qa_test_klp, TC11",
         elsewhere=True,
-        kind="uninterruptible",
     ),
     _row(
+        "kind=zombie abi=kgraft",
         "It has ended, and its parent did not reap it. Only 3.12 and early 4.4 kernels wait for it.",
         "Ask who owns its parent, which must reap it or end.",
         "kernel/kgraft.c",
-        kind="zombie",
-        abi="kgraft",
     ),
     _row(
+        "kind=user letter=R",
         "It runs.",
         "Wait: it crosses when it next enters or leaves the kernel.",
         "kernel/kgraft.c, kernel/livepatch/transition.c",
-        kind="user",
-        letter="R",
     ),
     _row(
+        "kind=user abi=kgraft",
         "It sleeps in the kernel since before the patch.",
         "Run kgraft.poke, or set poke_after.",
         "measured",
-        kind="user",
-        abi="kgraft",
     ),
     _row(
+        "kind=user before=5.1 abi=livepatch",
         "It sleeps in the kernel since before the patch.",
         "Run kgraft.poke: before 5.1 the kernel does not wake it itself.",
         "dynup/kpatch#751",
-        kind="user",
-        abi="livepatch",
-        before="5.1",
     ),
     _row(
+        "kind=user abi=livepatch",
         "It sleeps in the kernel since before the patch, in a function that the patch changes.",
         "Wait: the kernel wakes it every 15 s by itself.",
         "kernel/livepatch/transition.c",
-        kind="user",
-        abi="livepatch",
     ),
     _row(
-        "Nobody blocks that can be seen. The kernel looks for the end every second; and processors that do nothing are part of"
-        " what it looks at (swapper/N), and are in no list.",
+        "nobody=True abi=livepatch",
+        "Nobody blocks that can be seen. The kernel looks for the end every second; and processors that do nothing are"
+        " part of what it looks at (swapper/N), and are in no list.",
         "Wait for two looks. Probably: then run something on every processor (taskset -c N true).",
         "kernel/livepatch/transition.c",
-        nobody=True,
-        abi="livepatch",
     ),
     _row(
+        "nobody=True abi=kgraft",
         "Nobody blocks any more. The kernel looks for the end every 2 s.",
         "Wait.",
         "kernel/kgraft.c",
-        nobody=True,
-        abi="kgraft",
     ),
 )
 
@@ -249,8 +215,8 @@ def explained(root, answer, patterns, until=None):
     An answer of ``tasks.blocking``, each task with ``why`` and ``help``, and with a ``note`` on the whole.
 
     patterns
-        pairs of a field and a pattern, as for a poke: whom nobody should touch, beside the daemons of clusters, of their
-        storage, and of HANA
+        pairs of a field and a pattern, as for a poke: whom nobody should touch, beside the daemons of clusters, of
+        their storage, and of HANA
     until
         no stack is read after this moment of the monotonic clock; None for no end
     """
@@ -313,28 +279,27 @@ def explain(root, abi, release, seen, protected=False):
 
 
 def _fits(root, signs, seen):
-    """Whether all signs fit: the module that the line of the stack names, which may be none; None if they do not."""
+    """Whether all signs fit: the foreign module on the stack, "" where none is asked for; None if they do not."""
     plain = ("kind", "letter", "pid", "abi", "nobody")
-    if any(seen.get(sign) != signs[sign] for sign in plain if sign in signs):
+    if any(str(seen.get(sign)) != signs[sign] for sign in plain if sign in signs):
         return None
     if "before" in signs and not (seen["release"] and seen["release"] < _release(signs["before"])):
         return None
     if "name" in signs and not any(fnmatch.fnmatchcase(name, signs["name"]) for name in seen["names"]):
         return None
-    if "stack" not in signs:
+    frames = [match.groups() for match in map(FRAME.search, seen["stack"]) if match]
+    globs = signs["stack"].split(",") if "stack" in signs else []
+    if globs and not any(fnmatch.fnmatchcase(function, glob) for function, _ in frames for glob in globs):
+        return None
+    if "foreign" not in signs:
         return ""
-    for line in seen["stack"]:
-        match = re.search(signs["stack"], line)
-        module = match.group(1) if match and "foreign" in signs else ""
-        if match and (not module or _is_foreign(root, module)):
-            return module or ""
-    return None
+    return next((module for _, module in frames if module and _is_foreign(root, module)), None)
 
 
 def _is_foreign(root, module):
     try:
         return any(letter in files.word(os.path.join(root, "sys/module", module, "taint")) for letter in FOREIGN)
-    except OSError:  # no taint is an empty line
+    except OSError:
         return False
 
 
@@ -342,19 +307,3 @@ def _release(text):
     """The numbers that a release begins with, None for a text that begins with none."""
     numbers = re.match(r"[0-9]+(\.[0-9]+)*", text)
     return tuple(int(number) for number in numbers.group().split(".")) if numbers else None
-
-
-def signs(row):
-    """The signs of a row in words, for the manual."""
-    words = {
-        "stack": "`{}` on the stack",
-        "foreign": "the module is foreign",
-        "name": "named `{}`",
-        "kind": "{}",
-        "letter": "state {}",
-        "pid": "pid {}",
-        "before": "before {}",
-        "nobody": "nobody is listed",
-        "abi": "{}",
-    }
-    return ", ".join(words[sign].format(value) for sign, value in row.signs.items())

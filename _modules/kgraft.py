@@ -27,7 +27,10 @@ import re
 import sys
 import time
 
+import salt.utils.atomicfile
+import salt.utils.files
 import salt.utils.platform
+import salt.utils.yaml
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "kgraft"
@@ -431,6 +434,62 @@ def overview(names=False):
     return dict(told, notes=notes)
 
 
+@_with_salts_errors
+def support():
+    """
+    Write one file for a service request with SUSE: all that is known here of
+    live patching. It holds no command line and no code, but names of processes
+    and users.
+
+    Returns ``{path, notes}``: the file ``kgraft_support.yaml`` in the minion's
+    cache directory, for root only, which replaces an older one; and what could
+    not be found out, which stands in the file, too. In it are the overview, the
+    patches with their functions, who blocks with kernel stacks and reasons, the
+    kernel's log about live patches, the locks of packages, the repositories,
+    and versions.
+
+    Raises ``CommandExecutionError`` if the file could not be written.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt db1 kgraft.support
+    """
+    notes = []
+    told = {
+        "overview": _ask_others("kgraft.overview", notes, names=True),
+        "patches": _ask_others("kgraft.patches", notes, functions=True),
+        "blocking": _ask_others("kgraft.blocking", notes, stacks=True, limit=None, budget=10),
+        "kernel log": _kernel_log(notes),
+        "locks": _ask_others("pkg.list_locks", notes),
+        "repositories": _ask_others("kgraft_pkg.repositories", notes),
+        "other kernels": _ask_others("kgraft_pkg.other_kernels", notes),
+        "loading": _ask_others("kgraft_pkg.loading", notes),
+        "versions": dict(_ask_others("test.versions_information", notes) or {}, kgraft=VERSION),
+        "notes": notes,
+    }
+    path = os.path.join(__opts__["cachedir"], "kgraft_support.yaml")
+    with salt.utils.files.set_umask(0o077):
+        with salt.utils.atomicfile.atomic_open(path, "w") as file:
+            salt.utils.yaml.safe_dump(told, file, default_flow_style=False)
+    return {"path": path, "notes": notes}
+
+
+def _kernel_log(notes):
+    """The lines about live patches of this boot, as far as the kernel still has them."""
+    if _root() != "/":
+        notes.append(f"The kernel's log is that of /, and kgraft.root is {_root()}: it was left out")
+        return None
+    answer = __salt__["cmd.run_all"](["dmesg"], python_shell=False, output_loglevel="quiet", timeout=20)
+    if answer["retcode"]:
+        notes.append("dmesg: {}".format(answer["stderr"] or answer["stdout"]))
+        return None
+    lines = [files.text(line) for line in answer["stdout"].splitlines()]
+    # the kernel's own command line may hold what is secret
+    return [line for line in lines if re.search("kgr|klp|livepatch", line) and "ommand line" not in line]
+
+
 def _stamp(seconds):
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
@@ -451,13 +510,13 @@ def _since(seen):
     return _stamp(min(found)) if found else None
 
 
-def _ask_others(function, notes):
-    """What another module says; None and a note where it is not loaded or does not know."""
+def _ask_others(function, notes, **arguments):
+    """What a function says; None and a note where it is not loaded or does not know."""
     if function not in __salt__:
         notes.append(f"{function} is not loaded here")
         return None
     try:
-        return __salt__[function]()
+        return __salt__[function](**arguments)
     except CommandExecutionError as err:
         notes.append(f"{function}: {files.message(err)}")
         return None
@@ -624,8 +683,12 @@ def load(name):
     kernel.be_ready(_root(), f"load {wanted}")
     answer = __salt__["kmod.load"](wanted)
     if isinstance(answer, str):  # kmod.load answers a failure with a string
-        if os.strerror(errno.EAGAIN) in answer or os.strerror(errno.EBUSY) in answer:
+        busy = os.strerror(errno.EBUSY) in answer
+        if os.strerror(errno.EAGAIN) in answer or busy and kernel.look(_root()).state == "in_progress":
             answer = f"{answer} (a transition is running)"
+        elif busy:
+            # both want to change where the function goes (FTRACE_OPS_FL_IPMODIFY): SUSE/qa_test_klp, TC17
+            answer = f"{answer} (a kprobe may be on one of its functions: remove the probe, such as SystemTap's, first)"
         raise CommandExecutionError(answer)
     known = kernel.find(kernel.available(_root()), wanted)
     if not known or known.state not in (*kernel.ACTIVE, None):

@@ -33,7 +33,7 @@ def advice(answer, spared):
             help = poke if not help or "poke" in help else f"{poke} {help}"
         words = " ".join(filter(None, [why, help])) or "Why is not known."
         lines.setdefault(words, []).append(task)
-    told = ["- {}: {}".format(names(found), words) for words, found in lines.items()]
+    told = [f"- {names(found)}: {words}" for words, found in lines.items()]
     return told + ([answer["note"]] if answer["note"] else [])
 
 

@@ -22,7 +22,7 @@ def test_a_transition_is_stuck_after_stuck_after_seconds(kernel, minion):
     assert [(task["pid"], task["name"], task["kind"]) for task in stuck["tasks"]] == [(731, "nfsd", "kernel")]
     assert set(stuck) == {
         *("tag", "transition", "abi", "direction", "patch", "active", "kernelrelease", "boot_id"),
-        *("seconds", "times", "tasks", "count", "complete"),
+        *("seconds", "times", "tasks", "count", "complete", "note"),
     }
 
 

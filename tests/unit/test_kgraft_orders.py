@@ -164,10 +164,23 @@ def test_load_takes_an_error_string_for_an_error(kernel, kgraft_on):
         kgraft.load("x")
 
 
-@pytest.mark.parametrize("words", ["Resource temporarily unavailable", "Device or resource busy"])
-def test_load_says_that_a_transition_is_running(kernel, kgraft_on, words):
-    kgraft = kgraft_on(kernel, __salt__=_modprobe(kernel, f"Error loading module x: could not insert 'x': {words}"))
-    with pytest.raises(CommandExecutionError, match="a transition is running"):
+@pytest.mark.parametrize(
+    ("words", "starts", "told"),
+    [
+        ("Resource temporarily unavailable", False, "a transition is running"),
+        ("Resource temporarily unavailable", True, "a transition is running"),
+        ("Device or resource busy", True, "a transition is running"),
+        ("Device or resource busy", False, "a kprobe may be on one of its functions"),
+    ],
+)
+def test_load_says_why_the_kernel_refused(kernel, kgraft_on, words, starts, told):
+    def refuse(module):
+        if starts:  # between our look and modprobe
+            kernel.start(PATCH)
+        return f"Error loading module x: could not insert 'x': {words}"
+
+    kgraft = kgraft_on(kernel, __salt__={"kmod.load": refuse})
+    with pytest.raises(CommandExecutionError, match=told):
         kgraft.load("x")
 
 

@@ -87,7 +87,8 @@ def test_who_blocks_is_told_by_kind_and_by_name_only_if_asked(moving, names):
 
     (task,) = told["tasks"]
     assert (told["count"], told["complete"]) == (1, True)
-    assert (task["kind"], task["unit"], task["why"]) == ("user", "sapinit.service", "It sleeps in the kernel since before the patch.")
+    assert (task["kind"], task["unit"]) == ("user", "sapinit.service")
+    assert task["why"].startswith("It sleeps in the kernel since before the patch")
     assert ("name" in task, "user" in task, "pid" in task) == (names, names, names)
     assert ("hdbindexserver" in str(told)) is names
 

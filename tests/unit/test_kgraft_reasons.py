@@ -26,13 +26,34 @@ CASES = [
         "in vxfs, a module that was not built with the kernel",
         "stop the service that uses vxfs",
     ),
-    ("kgraft", SLES12, {"stack": ["[<0>] f+0x1/0x2 [third]"], **THREAD}, {"third": "X"}, "in third, a module", "vendor"),
-    ("livepatch", SLES15, {"comm": "qemu-kvm", "threads": ["CPU 3/KVM"]}, {}, "The machine of a guest", "virsh suspend"),
+    (
+        "kgraft",
+        SLES12,
+        {"stack": ["[<0>] f+0x1/0x2 [third]"], **THREAD},
+        {"third": "X"},
+        "in third, a module",
+        "vendor",
+    ),
+    (
+        "livepatch",
+        SLES15,
+        {"comm": "qemu-kvm", "threads": ["CPU 3/KVM"]},
+        {},
+        "The machine of a guest",
+        "virsh suspend",
+    ),
     ("livepatch", SLES15, {"comm": "vhost-4711", **THREAD}, {}, "network of a guest", "6.4 has the mend"),
     ("livepatch", SLES15, {"comm": "khugepaged", **THREAD}, {}, "memory management", "Probably: write never"),
     ("livepatch", "4.12.14-197-default", {"pid": 1, "comm": "systemd"}, {}, "Process 1 sleeps", "Run kgraft.poke"),
     ("livepatch", SLES15, {"comm": "10.0.0.1-manager", **THREAD}, {}, "NFS 4 keeps this thread", "swapoff"),
-    ("livepatch", SLES15, {"stack": ["[<0>] nfs4_run_state_manager+0x1/0x2 [nfsv4]"], **THREAD}, {}, "NFS 4", "unmount"),
+    (
+        "livepatch",
+        SLES15,
+        {"stack": ["[<0>] nfs4_state_manager+0x1/0x2 [nfsv4]"], **THREAD},
+        {},
+        "NFS 4",
+        "unmount",
+    ),
     ("kgraft", OLD, {"comm": "hwrng", **THREAD}, {}, "no safe place", "later kernel has the mend"),
     ("kgraft", SLES12, {"comm": "btrfs-cleaner", **THREAD}, {}, "no safe place", "later kernel has the mend"),
     ("kgraft", SLES12, {"comm": "usb-storage", **THREAD}, {}, "no safe place", "later kernel has the mend"),
@@ -174,7 +195,7 @@ def test_stacks_that_may_not_be_read_are_missed_aloud(blocked, monkeypatch):
 def test_after_the_budget_no_stack_is_read(make_kernel, kgraft_on):
     kernel = make_kernel("livepatch", release=SLES15)
     kernel.start("livepatch_9_2_1")
-    kernel.task(731, "cifsd", blocking=True, stack="".join(BPF), kthread=True)
+    kernel.task(731, "cifsd", blocking=True, stack="".join(f"{line}\n" for line in BPF), kthread=True)
     kgraft = kgraft_on(kernel)
 
     class Late:

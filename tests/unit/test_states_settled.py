@@ -136,8 +136,8 @@ def test_the_time_out_names_each_kind_of_task_and_what_to_do_about_it(states, ke
         "- khungd (700): This kernel thread has not come to a safe place, and no signal reaches it",
         "- gdbed (701): A debugger or a tracer such as strace holds it",
         "- paused (702): It is stopped, by SIGSTOP or at a terminal",
-        "- nfs-reader (703): It waits for a device, a file system (NFS, FUSE), a page or a child (vfork), where no signal"
-        " reaches it",
+        "- nfs-reader (703): It waits for a device, a file system (NFS, FUSE), a page or a child (vfork), where no"
+        " signal reaches it",
         "- defunct (704): It has ended, and its parent did not reap it",
         "- sleep (705): It sleeps in the kernel since before the patch",
     ]
@@ -195,7 +195,10 @@ def test_where_nobody_blocks_any_more_the_kernels_next_check_is_waited_for(state
 
     assert waited["result"] is result, waited["comment"]
     assert clock.now - 1000 <= 66
-    assert ("No task is seen to block any more.\nNobody blocks any more. The kernel looks for the end every 2 s." in waited["comment"]) is not result
+    assert (
+        "No task is seen to block any more.\nNobody blocks any more. The kernel looks for the end every 2 s."
+        in waited["comment"]
+    ) is not result
 
 
 def test_a_long_wait_tells_the_master_at_least_every_thirty_seconds_who_blocks(states, kernel, clock, sent):
@@ -279,7 +282,7 @@ def poking(pids):
     return {"poked": tasks, "skipped": [], "vanished": [], "count": 0, "complete": True}
 
 
-@pytest.mark.parametrize("kernel", [{"abi": "livepatch"}], indirect=True)
+@pytest.mark.parametrize("kernel", [{"abi": "livepatch", "release": "5.14.21-150500.55.19-default"}], indirect=True)
 def test_on_livepatch_poke_after_does_nothing_and_says_so(states, kernel, clock, poke):
     kernel.start("livepatch_2_2_1")
     kernel.task(705, "sleep", blocking=True)
