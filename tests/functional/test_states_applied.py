@@ -114,7 +114,9 @@ def test_a_blocking_task_is_named_at_the_time_out_and_the_next_run_goes_on_from_
     timed_out = machine.applied(version="2", timeout=1)
 
     assert timed_out.result is False
-    assert f"process: sleep ({sleeper.pid}): run kgraft.poke" in timed_out.comment
+    assert (
+        f"- sleep ({sleeper.pid}): It sleeps in the kernel since before the patch. Run kgraft.poke" in timed_out.comment
+    )
     assert timed_out.changes == {
         PACKAGE: {"old": None, "new": "2-2.1"},
         "kgraft_patch_2_2_1": {"old": None, "new": "applying"},

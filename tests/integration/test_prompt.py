@@ -43,6 +43,21 @@ def test_blocking_goes_through_salts_plain_outputters(salt_call_cli, blocked):
         assert "nfsd" in done.stdout
 
 
+@pytest.mark.smoke
+def test_ready_is_an_exit_code_for_scripts(salt_cli, salt_call_cli, minion, kernel, make_kernel):
+    def ready():
+        done = salt_cli.run("kgraft.ready", minion_tgt=minion.id), salt_call_cli.run("kgraft.ready")
+        return [(one.data, one.returncode) for one in done]
+
+    assert ready() == [(True, 0), (True, 0)]
+    kernel.start(PATCH)
+    assert ready() == [(False, 1), (False, 1)]
+    kernel.finish()
+    assert ready() == [(True, 0), (True, 0)]
+    make_kernel(None)
+    assert [code for _, code in ready()] == [1, 1]
+
+
 def test_a_wait_that_times_out_exits_with_1_and_names_the_culprit(salt_call_cli, blocked):
     done = salt_call_cli.run("kgraft.wait", "timeout=0.1")
     assert done.returncode == 1

@@ -175,6 +175,7 @@ def test_blocking_names_the_user_of_a_task(guest):
     (task,) = guest.call("kgraft.blocking")["tasks"]
 
     assert (task["pid"], task["user"], task["kind"], task["name"]) == (pid, "ordinary", "uninterruptible", "cat")
+    assert (task["why"].split(",")[0], task["help"]) == ("It waits for a device", "Mend what it waits for.")
 
 
 def test_a_kernel_thread_blocks_until_it_is_let_go(guest):
@@ -185,6 +186,8 @@ def test_a_kernel_thread_blocks_until_it_is_let_go(guest):
     answer = guest.call("kgraft.blocking", stacks=True)
     (task,) = answer["tasks"]
     assert (task["pid"], task["name"], task["kind"]) == (pid, "klpt_kthread", "kernel")
+    assert "is in klpt_target, a module that was not built with the kernel" in task["why"]
+    assert "stop the service that uses klpt_target" in task["help"]
     assert any("klpt_kthread_wait" in line for line in task["stack"][str(pid)])
 
     poked = guest.call("kgraft.poke")
@@ -194,6 +197,71 @@ def test_a_kernel_thread_blocks_until_it_is_let_go(guest):
 
     guest.sh("echo 0 > /sys/module/klpt_target/parameters/kthread")
     assert guest.call("kgraft.wait", timeout=20) < 20
+
+
+def test_a_program_of_ebpf_on_the_stack_blocks_and_is_told(guest):
+    """
+    A sleeper in no patched function crosses, and one with a trampoline on its stack does not. The program is of the
+    kind fexit, on proc_reg_read: one of the kind fentry alone has left the stack when the function sleeps.
+    """
+    free = guest.sleeper("killable")
+    guest.python(FEXIT.format(function="proc_reg_read"))
+    held = guest.sleeper("killable")
+    guest.insert(CORE)
+    guest.until(f"[ $(cat /proc/{free}/patch_state) = 1 ]", 10)
+    guest.until("[ $(grep -lx 0 /proc/[0-9]*/patch_state | wc -l) = 1 ]", 10)
+
+    (task,) = guest.call("kgraft.blocking", stacks=True)["tasks"]
+
+    assert task["pid"] == held
+    assert any("bpf_trampoline_" in line for line in task["stack"][str(held)])
+    assert not any(CORE in line for line in task["stack"][str(held)])
+    assert "A program of eBPF is on its stack" in task["why"]
+    assert "Ask who owns the agent; stop the agent" in task["help"]
+
+    guest.python("import os; os.close(agent.link)")  # the agent stops, and who sleeps has it on the stack still
+    assert guest.call("kgraft.in_progress", held) is True
+    guest.wake()
+    assert guest.call("kgraft.wait", timeout=20) < 20
+
+
+FEXIT = """
+import ctypes, os, struct
+
+def number_of(function):
+    with open("/sys/kernel/btf/vmlinux", "rb") as file:
+        raw = file.read()
+    header, first, size, strings = struct.unpack_from("<4xIIII", raw)
+    at, end, strings, number = header + first, header + first + size, header + strings, 1
+    # how much follows a type, by its kind: so much, and so much for each member (Documentation/bpf/btf.rst)
+    more = {{1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12), 17: (4, 0),
+            19: (0, 12)}}
+    while at < end:
+        name, info = struct.unpack_from("<II", raw, at)
+        kind, members = info >> 24 & 0x1F, info & 0xFFFF
+        if kind == 12 and raw[strings + name : raw.index(b"\\0", strings + name)] == function.encode():
+            return number
+        once, each = more.get(kind, (0, 0))
+        at, number = at + 12 + once + each * members, number + 1
+    raise AssertionError("the kernel has no type of " + function)
+
+def bpf(command, attributes):
+    buffer = ctypes.create_string_buffer(attributes, 144)
+    result = libc.syscall(321, command, buffer, len(buffer))  # x86-64
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(command))
+    return result
+
+libc = ctypes.CDLL(None, use_errno=True)
+# return 0
+code = ctypes.create_string_buffer(struct.pack("<QQ", 0xB7, 0x95), 16)
+licence = ctypes.create_string_buffer(b"GPL")
+load = struct.pack("<IIQQ", 26, 2, ctypes.addressof(code), ctypes.addressof(licence))  # BPF_PROG_TYPE_TRACING
+load += bytes(44) + struct.pack("<I", 25) + bytes(36) + struct.pack("<I", number_of("{function}"))  # BPF_TRACE_FEXIT
+program = bpf(5, load)  # BPF_PROG_LOAD
+agent.link = bpf(17, struct.pack("<QI", 0, program))  # BPF_RAW_TRACEPOINT_OPEN
+answer = agent.link
+"""
 
 
 def test_a_stopped_process_blocks_only_while_it_is_in_the_old_function(guest):

@@ -54,6 +54,15 @@ def test_it_loads_on_linux_only(kgraft, monkeypatch):
     assert "Linux" in why
 
 
+def test_ready_is_false_with_an_exit_code_while_a_transition_runs(moving):
+    kernel, kgraft = moving
+    assert kgraft.ready() is False
+    assert kgraft.__context__.pop("retcode") == 1
+    kernel.finish()
+    assert kgraft.ready() is True
+    assert "retcode" not in kgraft.__context__
+
+
 def test_wait_returns_at_once_when_ready(kernel, kgraft, clock):
     assert kgraft.wait() == 0
     assert clock.sleeps == []

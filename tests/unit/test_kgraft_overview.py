@@ -1,8 +1,13 @@
 """What ``kgraft.overview`` says of a machine, and what it says of what it does not know."""
 
+import datetime
+import json
+import pathlib
 import re
+import time
 
 import pytest
+import yaml
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 KEYS = {"observed", "version", "state", "direction", "active", "kernelrelease", "boot_id", "abi"}
@@ -96,3 +101,137 @@ def test_who_blocks_is_told_by_kind_and_by_name_only_if_asked(moving, names):
 def test_a_string_is_no_truth(kgraft):
     with pytest.raises(SaltInvocationError, match="names='yes'"):
         kgraft.overview(names="yes")
+
+
+@pytest.fixture
+def remembered(moving):
+    """Return ``remembered(name="kgraft", **transition)``: a beacon's memory of the transition that runs."""
+    kernel, kgraft = moving
+    status = kgraft.status()
+
+    def write(name="kgraft", boot_id=status["boot_id"], **transition):
+        known = {"direction": "apply", "patch": status["moving"][0], "since": time.monotonic() - 7200}
+        memory = {"format": 2, "kernel": {"boot_id": boot_id}, "transition": {**known, **transition}}
+        path = pathlib.Path(kgraft.__opts__["cachedir"]) / f"kgraft_beacon_{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(memory))
+        return path
+
+    return write
+
+
+def _age(told):
+    seen = datetime.datetime.strptime(told["since"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+    return (datetime.datetime.now(datetime.timezone.utc) - seen).total_seconds()
+
+
+def test_since_when_it_runs_is_what_a_beacon_remembers(moving, remembered):
+    remembered()
+    remembered("another", since=time.monotonic() - 60)
+    assert abs(_age(moving[1].overview()) - 7200) < 5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"boot_id": "another boot"},
+        {"direction": "revert"},
+        {"patch": "kgraft_patch_1_1"},
+        {"since": "torn"},
+        None,
+    ],
+)
+def test_a_memory_of_something_else_is_none(moving, remembered, other):
+    path = remembered(**(other or {}))
+    if other is None:
+        path.write_text('{"format": 2, "kern')
+    told = moving[1].overview()
+    assert told["since"] is None
+    assert "Since when it runs is not known: the beacon kgraft has not seen it" in told["notes"]
+
+
+def test_at_rest_nothing_is_missed(kernel, kgraft):
+    kernel.patch("kgraft-patch-9-2_2")
+    told = kgraft.overview()
+    assert (told["running"], told["since"]) == ("9-2.2", None)
+    assert not any("Since when" in note for note in told["notes"])
+
+
+# the file for SUSE
+
+DMESG = """\
+[    0.000000] Command line: root=/dev/sda1 livepatch.secret=geheim
+[    0.000000] Kernel command line: root=/dev/sda1 livepatch.secret=geheim
+[   12.345678] usb 1-1: new device
+[   99.000000] kgr: starting patching of kgraft_patch_2_2_1 \x1b[31m
+[  100.000000] livepatch: enabling patch 'livepatch_9_2_1'
+"""
+
+
+@pytest.fixture
+def support(kernel, kgraft, others, monkeypatch):
+    """Return ``support()``: the answer, and what is in the file."""
+    for name in ("overview", "patches", "blocking"):
+        kgraft.__salt__[f"kgraft.{name}"] = getattr(kgraft, name)
+    kgraft.__salt__["cmd.run_all"] = lambda *words, **options: {"retcode": 0, "stdout": DMESG, "stderr": ""}
+    others(pkg__list_locks={"kernel-default": {"type": "package"}}, test__versions_information={"Salt Version": {}})
+    pathlib.Path(kgraft.__opts__["cachedir"]).mkdir()
+
+    def write(root=None):
+        if root:
+            monkeypatch.setattr(kgraft, "_root", lambda: root)
+        answer = kgraft.support()
+        return answer, yaml.safe_load(pathlib.Path(answer["path"]).read_text("utf-8"))
+
+    return write
+
+
+def test_the_file_for_suse_has_all_that_is_known(kernel, kgraft, support):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(731, "nfsd", blocking=True, cmdline="nfsd --password=geheim", stack="[<0>] svc_recv+0x1/0x2\n")
+
+    answer, told = support()
+
+    assert set(told) == {
+        *("overview", "patches", "blocking", "kernel log", "locks", "repositories", "other kernels", "loading"),
+        *("versions", "notes"),
+    }
+    assert told["overview"]["state"] == "in_progress"
+    assert told["patches"]["kgraft_patch_2_2_1"]["functions"]
+    (task,) = told["blocking"]["tasks"]
+    assert (task["name"], task["stack"]) == ("nfsd", {"731": ["[<0>] svc_recv+0x1/0x2"]})
+    assert task["why"] and task["help"]
+    assert set(told["versions"]) == {"Salt Version", "kgraft"}
+    assert told["notes"] == answer["notes"]
+    assert "kgraft_pkg.repositories is not loaded here" in answer["notes"]
+    assert "geheim" not in pathlib.Path(answer["path"]).read_text("utf-8")
+
+
+def test_the_file_for_suse_is_roots_alone_and_replaces_an_older_one(kgraft, support):
+    path = pathlib.Path(kgraft.__opts__["cachedir"]) / "kgraft_support.yaml"
+    assert support()[0]["path"] == support()[0]["path"] == str(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_the_kernels_log_is_that_of_live_patches_without_the_command_line(kgraft, monkeypatch):
+    kgraft.__salt__["cmd.run_all"] = lambda *words, **options: {"retcode": 0, "stdout": DMESG, "stderr": ""}
+    monkeypatch.setattr(kgraft, "_root", lambda: "/")
+    assert kgraft._kernel_log([]) == [
+        "[   99.000000] kgr: starting patching of kgraft_patch_2_2_1 \\x1b[31m",
+        "[  100.000000] livepatch: enabling patch 'livepatch_9_2_1'",
+    ]
+
+
+def test_a_log_that_may_not_be_read_is_a_note(kgraft, monkeypatch):
+    refused = {"retcode": 1, "stdout": "", "stderr": "dmesg: Operation not permitted"}
+    kgraft.__salt__["cmd.run_all"] = lambda *words, **options: refused
+    notes = []
+    monkeypatch.setattr(kgraft, "_root", lambda: "/")
+    assert (kgraft._kernel_log(notes), notes) == (None, ["dmesg: dmesg: Operation not permitted"])
+
+
+def test_the_log_of_this_machine_is_none_of_another_root(support):
+    answer, told = support()
+    assert told["kernel log"] is None
+    assert any("The kernel's log is that of /" in note for note in answer["notes"])
