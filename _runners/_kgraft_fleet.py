@@ -10,7 +10,6 @@ import sys
 
 import salt.utils.files
 import salt.utils.yaml
-from salt.exceptions import SaltException
 
 # asked: who must be in the answer, None where nobody here knows all of them (syndics)
 # answers: {id: {function: what it returned}}; silent: {id: why there is no answer}
@@ -31,21 +30,16 @@ def ask(client, target, tgt_type, calls, timeout, gather_job_timeout, accepted):
     arguments = [[*given, dict(named, __kwarg__=True)] if named else list(given) for given, named in calls.values()]
     if len(calls) == 1:
         functions, arguments = functions[0], arguments[0]
-    try:
-        # Salt prints to stdout what goes wrong, and an answer is data
-        with contextlib.redirect_stdout(sys.stderr):
-            job = client.run_job(target, functions, arguments, tgt_type, listen=True)
-            if not job:
-                raise ValueError(NOBODY)
-            limits = {"timeout": timeout, "gather_job_timeout": gather_job_timeout}
-            for row in client.get_iter_returns(
-                job["jid"], set(job["minions"]), tgt=target, tgt_type=tgt_type, **limits
-            ):
-                for machine, told in row.items():
-                    if isinstance(told, dict) and "ret" in told:
-                        found.setdefault(machine, {functions: told["ret"]} if len(calls) == 1 else told["ret"])
-    except SaltException as err:
-        raise ValueError(f"Nobody could be asked: {err}") from err
+    # Salt prints to stdout what goes wrong, and an answer is data
+    with contextlib.redirect_stdout(sys.stderr):
+        job = client.run_job(target, functions, arguments, tgt_type, listen=True)
+        if not job:
+            raise ValueError(NOBODY)
+        limits = {"timeout": timeout, "gather_job_timeout": gather_job_timeout}
+        for row in client.get_iter_returns(job["jid"], set(job["minions"]), tgt=target, tgt_type=tgt_type, **limits):
+            for machine, told in row.items():
+                if isinstance(told, dict) and "ret" in told:
+                    found.setdefault(machine, {functions: told["ret"]} if len(calls) == 1 else told["ret"])
     asked, knows_all = set(job["minions"]), not client.opts["order_masters"]
     late = set(found) - asked
     if late and knows_all:  # this master did not know yet that the target matches them
@@ -76,16 +70,14 @@ def expect(fleet, expected):
 
 def exceptions(path, now):
     """``{id: {reason, by, until}}`` of the master's file, ``until`` as text, and those of them that have ended."""
-    try:
-        with salt.utils.files.fopen(path, encoding="utf-8") as file:
-            told = salt.utils.yaml.safe_load(file) or {}
-        for machine in sorted(told):
-            entry = told[machine] = {key: str(told[machine][key]) for key in ("reason", "by", "until")}
-            if moment(entry["until"] + " 00:00") is None or "" in entry.values():
-                raise ValueError(f"{machine} is excepted until {entry['until']!r}")
-    except (OSError, ValueError, TypeError, KeyError, salt.utils.yaml.YAMLError) as err:
-        why = f"{path}: {line(err)}; it must be machine: {{reason, by, until: 2026-12-31}}"
-        raise ValueError(f"kgraft.exceptions: {why}") from err
+    with salt.utils.files.fopen(path, encoding="utf-8") as file:
+        told = salt.utils.yaml.safe_load(file) or {}
+    told = told if isinstance(told, dict) else {line(told): None}
+    for machine, entry in told.items():
+        entry = entry if isinstance(entry, dict) else {}
+        told[machine] = {key: str(entry.get(key) or "") for key in ("reason", "by", "until")}
+        if "" in told[machine].values() or moment(told[machine]["until"] + " 00:00") is None:
+            raise ValueError(f"kgraft.exceptions: {path}: {line(machine)} needs {{reason, by, until: 2026-12-31}}")
     today = str(datetime.date.fromtimestamp(now))
     return told, {machine for machine, entry in told.items() if entry["until"] < today}
 

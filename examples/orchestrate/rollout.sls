@@ -1,56 +1,68 @@
 {#
-  A live patch for a fleet: canaries, a time to show trouble, then the rest in batches. It stops at the first machine
-  that does not get through, with its name and what blocks there.
+  Carries out a plan that salt-run kgraft.plan has written, wave after wave, and goes on where an earlier run ended:
 
-    salt-run state.orchestrate examples.orchestrate.rollout pillar='{"rollout": {"canaries": "G@role:canary"}}'
+    salt-run state.orchestrate examples.orchestrate.rollout pillar='{"rollout": "2026-12"}'
+
+  No batch: in a batch Salt loses machines (docs/roll-out.md). Each wave is a list of names, so who is down is a failure.
 #}
-{% set rollout = {
-    'canaries': 'G@role:canary',
-    'rest': '*',
-    'sls': 'examples.states.kgraft',
-    'soak': 3600,
-    'batch': '10%',
-} %}
-{% set given = pillar.get('rollout', {}) %}
-{% do rollout.update(given if given is mapping else {}) %}
-{% set soak = rollout['soak'] %}
-{% if not (given is mapping and rollout['canaries'] is string and rollout['rest'] is string
-           and soak is number and (soak | string).isdigit()) %}
-these options are refused:
+{% set told = salt['saltutil.runner']('kgraft.plan', kwarg={'name': pillar.get('rollout')}) %}
+{% if told is not mapping or told['plan'] is not mapping %}
+no plan:
   test.fail_without_changes:
-    - name: rollout must be a mapping, canaries and rest targets, soak whole seconds
+    - name: {{ told | string | json }}
 {% else %}
-the canaries are patched:
-  salt.state:
-    - tgt: {{ rollout['canaries'] | json }}
-    - tgt_type: compound
-    - sls: {{ rollout['sls'] | json }}
+{% set plan = told['plan'] %}
+{% for wave in told['waves'] %}
+{% set number = wave['number'] %}
+{% set soaked = 'wave ' ~ loop.previtem['number'] ~ ' had time to show trouble' if loop.previtem is defined else None %}
+{% if soaked and opts.get('kgraft_gate') %}
+{{ ('no alert before wave ' ~ number) | json }}:
+  http.query:
+    - name: {{ opts['kgraft_gate'] | json }}
+    - status: 200
+    - match: '^\[\]\s*$'
+    - match_type: pcre
+    - require:
+      - module: {{ soaked | json }}
+{% endif %}
 
-they have had time to show trouble:
+{{ ('wave ' ~ number ~ ' may begin') | json }}:
   salt.runner:
-    - name: test.sleep
-    - s_time: {{ soak | json }}
+    - name: kgraft.wave
+    - arg: {{ [plan['name'], number] | json }}
+    {% if soaked %}
     - require:
-      - salt: the canaries are patched
+      - module: {{ soaked | json }}
+      {% if opts.get('kgraft_gate') %}
+      - http: {{ ('no alert before wave ' ~ number) | json }}
+      {% endif %}
+    {% endif %}
 
-they are quiet:
+{{ ('wave ' ~ number ~ ' is patched') | json }}:
   salt.state:
-    - tgt: {{ rollout['canaries'] | json }}
-    - tgt_type: compound
-    - sls: examples.orchestrate.quiet
-    - pillar:
-        soak: {{ soak | json }}
+    - tgt: {{ wave['machines'] | json }}
+    - tgt_type: list
+    - sls: {{ plan['sls'] | json }}
+    # above the timeout of the states, or Salt asks over and over whether they still run
+    - timeout: {{ plan['wave_timeout'] | json }}
+    # a state run that is under way, such as a reactor's, is waited for
+    - queue: 10
+    # so many may fail; which, and how, the next step sees
+    - allow_fail: {{ wave['allowed'] | json }}
     - require:
-      - salt: they have had time to show trouble
+      - salt: {{ ('wave ' ~ number ~ ' may begin') | json }}
 
-the rest is patched:
-  salt.state:
-    - tgt: {{ ('( ' ~ rollout['rest'] ~ ' ) and not ( ' ~ rollout['canaries'] ~ ' )') | json }}
-    - tgt_type: compound
-    - sls: {{ rollout['sls'] | json }}
-    - batch: {{ rollout['batch'] | json }}
-    # no further batch after a machine that fails
-    - failhard: True
+{{ ('wave ' ~ number ~ ' had time to show trouble') | json }}:
+  module.run:
+    - test.sleep:
+      - length: {{ plan['soak'] | json }}
     - require:
-      - salt: they are quiet
+      - salt: {{ ('wave ' ~ number ~ ' is patched') | json }}
+{% endfor %}
+
+# Also where a wave has ended it: who is done, failed, stuck, missing, untouched
+all machines of the plan are patched:
+  salt.runner:
+    - name: kgraft.rollout
+    - arg: {{ [plan['name']] | json }}
 {% endif %}

@@ -5,9 +5,12 @@ Their packages are pretended: what is installed stands in a file beside the kern
 """
 
 import concurrent.futures
+import json
+import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import salt.config
@@ -38,7 +41,8 @@ def check(version="latest"):
     told = dict.fromkeys(("target", "reason", "doubt"))
     return dict(told, verdict="good" if good else "bring", target="2-2.1", running=running)
 """
-LIMITS = ("timeout=2", "gather_job_timeout=4")
+# who does not answer costs their sum, each time
+LIMITS = {"timeout": 3, "gather_job_timeout": 4}
 EAUTH = {"auto": {"ops": ["@kgraft"]}}
 
 
@@ -51,6 +55,10 @@ class Machine:
         options = {"kgraft.root": str(root), "module_dirs": module_dirs, "grains": {"number": number}}
         self.minion = master.salt_minion_daemon(random_string(f"m{number}-"), overrides={**MINION, **options})
         self.id = self.minion.id
+
+    def up(self):
+        if not self.minion.is_running():
+            self.minion.start()
 
     def be(self, version="2-2.1", held_up=False):
         """This version is installed and runs, or is held up on the way to that."""
@@ -74,7 +82,9 @@ def exceptions(tmp_path_factory):
 @pytest.fixture(scope="module")
 def master(salt_factories, file_root, exceptions):
     options = {"file_roots": {"base": [str(file_root)]}, "kgraft.exceptions": str(exceptions), "external_auth": EAUTH}
-    factory = salt_factories.salt_master_daemon(random_string("fleet-master-"), overrides={**MASTER, **options})
+    factory = salt_factories.salt_master_daemon(
+        random_string("fleet-master-"), overrides={**MASTER, **LIMITS, **options}
+    )
     with factory.started():
         synced = factory.salt_run_cli(timeout=60).run("saltutil.sync_runners")
         assert "runners.kgraft" in synced.data
@@ -97,17 +107,23 @@ def fleet(master, file_root, tmp_path_factory):
 
 
 @pytest.fixture
-def run(master):
-    """Return ``run(*words)``: what salt-run prints with --out=json, its exit code, and the data."""
-    return lambda *words: master.salt_run_cli(timeout=120).run(*words)
+def prompt(master):
+    """Return ``prompt(*words)``: what salt-run prints, and its exit code. (The factories' own sets a time-out.)"""
+    salt_run = [sys.executable, "-c", "from salt.scripts import salt_run; salt_run()", "-c", master.config_dir]
+    options = {"capture_output": True, "text": True, "timeout": 180, "check": False}
+    return lambda *words: subprocess.run([*salt_run, *words], **options)
 
 
 @pytest.fixture
-def prompt(master):
-    """Return ``prompt(*words)``: what salt-run prints, and its exit code."""
-    salt_run = [sys.executable, "-c", "from salt.scripts import salt_run; salt_run()", "-c", master.config_dir]
-    options = {"capture_output": True, "text": True, "timeout": 120, "check": False}
-    return lambda *words: subprocess.run([*salt_run, *words], **options)
+def run(prompt):
+    """The same with --out=json, and its ``data``."""
+
+    def call(*words):
+        done = prompt("--out=json", *words)
+        done.data = json.loads(done.stdout)
+        return done
+
+    return call
 
 
 def classes(done):
@@ -121,19 +137,19 @@ def test_every_machine_is_told_and_those_that_are_down_are_named(fleet, run, exc
     held.be(held_up=True)
     down.minion.terminate()
 
-    done = run("kgraft.report", *LIMITS)
+    done = run("kgraft.report")
 
     assert classes(done) == {well.id: "settled", behind.id: "unpatched", held.id: "in transition", down.id: "no answer"}
     assert (done.returncode, done.data["retcode"], done.data["asked"]) == (2, 2, 4)
-    assert done.data["machines"][down.id]["why"] == "nothing in 2 s"
+    assert done.data["machines"][down.id]["why"] == "nothing in 3 s"
     assert "nfsd" not in done.stdout, "names of processes are nobody's business here"
 
     for machine in (behind, held):
         machine.be()
     exceptions.write_text(f"{down.id}: {{reason: broken, by: ops, until: 2999-01-01}}")
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        good = threads.submit(run, "kgraft.report", *LIMITS)
-        so_far = threads.submit(run, "kgraft.verify", f"expected={well.id},nobody", *LIMITS).result()
+        good = threads.submit(run, "kgraft.report")
+        so_far = threads.submit(run, "kgraft.verify", f"expected={well.id},nobody").result()
     exceptions.write_text("")
     assert (good.result().returncode, good.result().data["counts"]) == (0, {"settled": 3, "excepted": 1})
     assert (so_far.returncode, so_far.data["counts"]) == (3, {"settled": 3, "excepted": 1, "no answer": 1})
@@ -176,8 +192,8 @@ def test_a_verdict_by_sls_is_that_of_each_machines_own_dry_run(fleet, run, maste
         (("kgraft.report", "*", "no_such_kind"), "Nobody could be asked"),
         (("kgraft.report", "stuck_after=x"), "stuck_after='x'"),
         (("kgraft.report", "no_such=1"), "unexpected keyword argument 'no_such'"),
-        (("kgraft.report", *"abcdefghijk"), "too many positional arguments"),
-        (("kgraft.verify", "version=2.10"), "quote it"),
+        (("kgraft.report", *"abcdefghijk"), "takes from 0 to 10 positional arguments but 11 were given"),
+        (("kgraft.verify", "version=5", "sls=kgraft"), "Give one of version, cves and sls."),
     ],
 )
 def test_what_cannot_be_asked_ends_with_5_and_is_still_json(fleet, run, words, told):
@@ -195,3 +211,95 @@ def test_through_the_api_it_is_data_and_no_file_is_read(fleet, master):
     refused = client.cmd_sync({**low, "fun": "kgraft.report", "expected": "@/etc/passwd"}, timeout=60)
     assert refused == {"retcode": 5, "report": ["expected='@/etc/passwd': a file is read at the prompt only"]}
     assert client.cmd_sync({**low, "fun": "kgraft.report", "bad": 1}, timeout=60)["retcode"] == 5
+
+
+# It takes longer than the time-out of a wave on the first machine; a dry run of it finds nothing to do once it is done.
+PATCHED = """
+installed:
+  file.managed:
+    - name: {{ opts["kgraft.root"] }}/installed
+    - contents: 2-2.1
+    - contents_newline: False
+it takes a while:
+  module.run:
+    - test.sleep: [{length: {{ {0: 8, 2: 25}.get(grains["number"], 0) }}}]
+    - onchanges: [file: installed]
+no transition runs:
+  kgraft.settled:
+    - timeout: 1
+"""
+
+
+@pytest.fixture
+def carry_out(master, prompt):
+    """Return ``carry_out(name)``: the orchestration of a plan, its exit code and the results of its steps."""
+
+    def call(name):
+        pillar = json.dumps({"rollout": name})
+        done = prompt("--out=json", "state.orchestrate", "examples.orchestrate.rollout", f"pillar={pillar}")
+        (steps,) = json.loads(done.stdout)["data"].values()
+        done.steps = {step["__id__"]: step for step in steps.values()}
+        done.results = {name: step["result"] for name, step in done.steps.items()}
+        return done
+
+    return call
+
+
+def killed_in_mid_wave(machine):
+    """Kill a machine as soon as its state run has begun."""
+    deadline = time.monotonic() + 90
+    while (machine.root / "installed").read_text() != "2-2.1":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    machine.minion.terminate()
+
+
+@pytest.mark.smoke
+def test_a_rollout_loses_no_machine_and_its_second_run_finishes(fleet, master, run, carry_out):
+    """One is slower than its wave's time-out, one sticks, one is killed, one is down from the beginning."""
+    slow, sticks, killed, last = fleet
+    for machine in fleet:
+        machine.up()
+        machine.be("1-1.1")
+    keys = pathlib.Path(master.config["pki_dir"]) / "minions"
+    off = keys / "off"
+    shutil.copy(keys / last.id, off)
+    sticks.kernel.task(731, "nfsd", kthread=True, blocking=True)
+    sticks.kernel.start("kgraft-patch-2-2_1")
+    options = [
+        "sls=patched",
+        "soak=1",
+        "wave_timeout=3",
+        "max_wave=2",
+        "waves=['100%']",
+        "max_stuck=1",
+        "max_missing=0",
+    ]
+    with master.state_tree.base.temp_file("patched.sls", PATCHED), concurrent.futures.ThreadPoolExecutor() as threads:
+        plan = run("kgraft.plan", "*", "name=2026-12", f"canaries={slow.id}", *options)
+        assert (plan.returncode, plan.data["plan"]["left_out"]) == (3, ["off"])
+        assert plan.data["plan"]["waves"] == [[slow.id], [sticks.id, killed.id], [last.id]]
+
+        dead = threads.submit(killed_in_mid_wave, killed)
+        first = carry_out("2026-12")
+        dead.result()
+        assert first.returncode == 1
+        assert [first.results[f"wave {number} may begin"] for number in (1, 2, 3)] == [True, True, False]
+        assert (first.results["wave 1 is patched"], first.results["wave 3 is patched"]) == (True, False)
+        told = run("kgraft.rollout", "2026-12")
+        names = {slow.id: "done", sticks.id: "stuck", killed.id: "missing", last.id: "untouched", "off": "left out"}
+        assert {**{slow.id: "done"}, **classes(told)} == names
+        assert (told.returncode, told.data["counts"]) == (4, dict.fromkeys(names.values(), 1))
+        assert told.data["report"][-1].startswith("To go on: salt-run state.orchestrate examples.orchestrate.rollout ")
+        assert first.steps["all machines of the plan are patched"]["changes"]["return"]["counts"] == told.data["counts"]
+        assert (last.root / "installed").read_text() == "1-1.1"
+
+        sticks.kernel.exit(731)
+        sticks.kernel.finish()
+        killed.minion.start()
+        off.unlink()
+        second = carry_out("2026-12")
+        done = run("kgraft.rollout", "2026-12")
+    assert (second.returncode, set(second.results.values())) == (0, {True})
+    assert "wave 1 is patched" not in second.steps, "who is done is only looked at"
+    assert (done.returncode, done.data["counts"]) == (0, {"done": 4})

@@ -1,0 +1,387 @@
+"""The plan of a roll-out: who is patched when, what is saved of it, and what ends it."""
+
+import datetime
+import json
+import os
+import re
+import stat
+
+import pytest
+
+from tests.unit.test_runner_fleet import client_of, runner  # noqa: F401, a fixture
+from tests.unit.test_runner_report import HOSTILE, moving, overview, state, task
+
+OPTIONS = {
+    "target": "*",
+    "tgt_type": "glob",
+    "name": "2026-12",
+    "sls": "kgraft",
+    "separate_by": None,
+    "not_after": None,
+    "max_wave": 100,
+    "soak": 0,
+    "wave_timeout": 900,
+    "max_failed": 0,
+    "max_stuck": "2%",
+    "max_missing": "1%",
+}
+SHARES = ["1%", "10%", "50%", "100%"]
+
+
+@pytest.fixture(scope="module")
+def fleets(load):
+    return load("_runners/_kgraft_fleet.py")
+
+
+@pytest.fixture(scope="module")
+def plans(load, fleets):
+    return load("_runners/_kgraft_waves.py", fleets=fleets)
+
+
+def machines(number, **classes):
+    """So many machines that are not patched, ``{id: {class, why, boot_id}}``; and others of the classes given."""
+    names = {**{f"db{each:03}": "unpatched" for each in range(number)}, **classes}
+    return {name: {"class": about, "why": "x", "boot_id": "b1"} for name, about in names.items()}
+
+
+@pytest.fixture
+def planned(plans):
+    """Return ``planned(found, answers, sizes, **options)``: the plan of these machines; ``db000`` is the canary."""
+
+    def call(found, answers=None, sizes=SHARES, **options):
+        plan = plans.new({**OPTIONS, **options}, sizes, options.pop("canaries", ["db000"]), "/none")
+        plans.extend(plan, found, dict.fromkeys(found) if answers is None else answers)
+        return plan
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes", "most", "waves"),
+    [
+        (101, SHARES, 100, [1, 1, 9, 40, 50]),
+        (4, SHARES, 100, [1, 1, 1, 1]),
+        (1, SHARES, 100, [1]),
+        (101, ["100%"], 30, [1, 30, 30, 30, 10]),
+        # not all: the rest comes last
+        (11, [2, "50%"], 100, [1, 2, 3, 5]),
+        (11, [], 100, [1, 10]),
+        (3001, SHARES, 1000, [1, 30, 270, 1000, 200, 1000, 500]),
+    ],
+)
+def test_waves_grow_by_the_shares_and_no_further_than_allowed(planned, number, sizes, most, waves):
+    plan = planned(machines(number), sizes=sizes, max_wave=most)
+    assert [len(wave) for wave in plan["waves"]] == waves
+    assert sorted(sum(plan["waves"], [])) == sorted(machines(number)), "each once"
+
+
+def test_no_two_of_one_group_are_in_one_wave(planned):
+    found = machines(13)
+    grains = {name: {"cluster": f"c{number // 3}"} for number, name in enumerate(found)}
+    grains.update(db010={}, db011={"cluster": ""}, db012={"cluster": None})  # of no cluster
+    answers = {name: {"grains.item": about} for name, about in grains.items()}
+
+    plan = planned(found, answers, ["100%"], separate_by="cluster")
+
+    assert sorted(sum(plan["waves"], [])) == sorted(found)
+    for wave in plan["waves"]:
+        clusters = [grains[name]["cluster"] for name in wave if grains[name].get("cluster")]
+        assert len(set(clusters)) == len(clusters)
+    assert [len(wave) for wave in plan["waves"]] == [1, 7, 3, 2]
+
+
+@pytest.mark.parametrize("grain", HOSTILE)
+def test_a_grain_may_be_anything(planned, grain):
+    found = machines(3)
+    answers = {"db000": {}, "db001": {"grains.item": grain}, "db002": {"grains.item": {"cluster": grain}}}
+    assert sorted(sum(planned(found, answers, separate_by="cluster")["waves"], [])) == sorted(found)
+
+
+def test_who_does_not_answer_is_left_out_and_who_is_excepted_is_not_asked_for(planned):
+    plan = planned(machines(2, off="no answer", lab="excepted", bad="failed"))
+    assert (plan["left_out"], sorted(sum(plan["waves"], []))) == (["off"], ["bad", "db000", "db001"])
+
+
+def test_newcomers_come_last_and_nobody_changes_their_wave(plans, planned):
+    plan = planned(machines(3, off="no answer"), sizes=["100%"])
+    assert plan["waves"] == [["db000"], ["db001", "db002"]]
+    plan["begun"] = {"db000": "b1"}
+    found = machines(5, off="unpatched", db000="no answer")
+    del found["db001"]  # its key was deleted
+
+    plans.extend(plan, found, dict.fromkeys(found))
+
+    assert plan["waves"] == [["db000"], ["db001", "db002"], ["db003", "db004", "off"]]
+    assert plan["left_out"] == []
+
+
+@pytest.mark.parametrize(
+    ("canaries", "found"),
+    [
+        (["db000", "db001"], machines(1)),
+        (["db000", "off"], machines(1, off="no answer")),
+        (["db000", "db002"], machines(3)),
+    ],
+)
+def test_canaries_must_answer_and_be_of_different_groups(plans, canaries, found):
+    plan = plans.new({**OPTIONS, "separate_by": "cluster"}, SHARES, canaries, "/none")
+    answers = {name: {"grains.item": {"cluster": 1}} for name in found if found[name]["class"] != "no answer"}
+    with pytest.raises(ValueError, match="Of the canaries some do not answer, or have the same cluster"):
+        plans.extend(plan, found, answers)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"canaries": []}, "Give canaries"),
+        ({"sizes": "1%"}, "waves must be a list"),
+        ({"sizes": ["x"]}, "waves='x'"),
+        ({"max_failed": "x"}, "max_failed='x'"),
+        ({"max_stuck": None}, "max_stuck=None"),
+        ({"max_missing": 0.5}, "max_missing=0.5"),
+        ({"max_wave": 0}, "max_wave=0: must be a whole number of at least 1"),
+        ({"max_wave": "5"}, "max_wave='5'"),
+        ({"soak": -1}, "soak=-1"),
+        ({"wave_timeout": True}, "wave_timeout=True"),
+        ({"not_after": "25:00"}, "not_after='25:00': must be a time of day in quotes"),
+        ({"not_after": 16200}, "not_after=16200"),  # 04:30 to YAML
+        ({"not_after": 270}, "not_after=270"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(planned, options, words):
+    with pytest.raises(ValueError, match=words):
+        planned(machines(3), **options)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "-x", "x" * 90, "x\n", "é", None, [], {"a": 1}])
+def test_a_name_leads_to_no_other_place(plans, name):
+    with pytest.raises(ValueError, match="must be a name of letters"):
+        plans.path("/c", name)
+
+
+def test_a_plan_is_written_whole_and_for_the_masters_user_alone(plans, planned, tmp_path):
+    file = plans.path(str(tmp_path), "2026-12")
+    plan = planned(machines(3))
+    plans.save(file, plan)
+    plans.save(file, plan)
+    assert plans.load(file) == json.loads(json.dumps(plan))
+    assert [stat.S_IMODE(os.stat(path).st_mode) for path in (file, os.path.dirname(file))] == [0o640, 0o750]
+    assert os.listdir(os.path.dirname(file)) == ["2026-12.json"]
+
+
+# -- how far it is
+
+
+@pytest.fixture
+def halfway(planned):
+    """A plan of seven machines in waves of 1, 2 and 4, of which the first two have begun."""
+    found = machines(7)
+    plan = planned({**found, "off": {"class": "no answer", "why": "x"}}, sizes=[2, "100%"], max_stuck=0, max_missing=0)
+    plan.update(since=0.0, begun=dict.fromkeys(("db000", "db001", "db002"), "b1"))
+    assert list(map(len, plan["waves"])) == [1, 2, 4]
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "why", "boot", "progress"),
+    [
+        ("db001", "settled", "9-2.2", "b1", "done"),
+        ("db001", "end of support near", "x", "b1", "done"),
+        ("db001", "settled", "9-2.2", "b2", "failed"),
+        ("db001", "settled", "9-2.2", None, "failed"),
+        ("db001", "unpatched", "x", "b1", "failed"),
+        ("db001", "doubtful", "x", "b1", "failed"),
+        ("db001", "failed", "x", "b1", "failed"),
+        ("db001", "stuck", "x", "b1", "stuck"),
+        ("db001", "in transition", "x", "b2", "stuck"),
+        ("db001", "no answer", "nothing in 3 s", None, "missing"),
+        ("db001", "no answer", "this master has no key of it", None, "gone"),
+        ("db001", "excepted", "x", "b1", "excepted"),
+        ("db005", "unpatched", "x", "b1", "untouched"),
+        ("db005", "no answer", "x", None, "untouched"),
+        ("db005", "stuck", "x", "b1", "untouched"),
+        ("db005", "settled", "x", "b1", "done"),
+        ("off", "no answer", "x", None, "left out"),
+        ("off", "unpatched", "x", "b1", "left out"),
+        ("off", "settled", "x", "b1", "done"),
+    ],
+)
+def test_each_machine_of_a_plan_is_told_by_how_far_it_is(plans, halfway, machine, name, why, boot, progress):
+    about = plans.progress(halfway, {machine: {"class": name, "why": why, "boot_id": boot}})
+    assert about[machine]["class"] == progress
+
+
+def test_a_restart_before_this_run_of_the_plan_does_not_count(plans, halfway):
+    halfway["begun"] = dict.fromkeys(halfway["begun"])
+    told = plans.progress(halfway, {"db001": {"class": "settled", "why": "x", "boot_id": "b9"}})
+    assert told["db001"]["class"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "words"),
+    [
+        ({}, {}, None),
+        ({"db001": "gone", "db002": "excepted"}, {}, None),
+        ({"db001": "failed"}, {}, "1 failed, and max_failed is 0"),
+        ({"db001": "stuck"}, {}, "1 stuck, and max_stuck is 0"),
+        ({"db001": "missing"}, {}, "1 missing, and max_missing is 0"),
+        ({"db001": "failed"}, {"max_failed": 1}, None),
+        ({"db001": "failed", "db002": "failed"}, {"max_failed": 1}, "2 failed, and max_failed is 1.*: db001 db002"),
+        # a share of the whole plan, rounded down: 14 % of 7 is 0
+        ({"db001": "stuck"}, {"max_stuck": "14%"}, "1 stuck"),
+        ({"db001": "stuck"}, {"max_stuck": "15%"}, None),
+        ({"db001": "stuck", "db002": "missing"}, {"max_stuck": 1, "max_missing": 1}, None),
+        # of the canaries none
+        ({"db000": "stuck"}, {"max_stuck": 7}, "of the canaries 0: db000"),
+        # who comes later is no matter yet
+        ({"db005": "failed"}, {}, None),
+    ],
+)
+def test_beyond_its_limits_no_further_wave_begins(plans, halfway, classes, options, words):
+    found = {name: {"class": classes.get(name, "done"), "why": "x"} for name in sum(halfway["waves"], [])}
+    why = plans.stop({**halfway, **options}, found, 3, 0)
+    assert (why is None) if words is None else re.search(words, why)
+
+
+@pytest.mark.parametrize(
+    ("began", "not_after", "now", "words"),
+    [
+        ("22:00", "04:30", "03:45", None),
+        ("22:00", "04:30", "04:16", "it may last 900 s, and not_after is 04:30"),
+        ("22:00", "04:30", "05:00", "not_after"),
+        ("22:00", "04:30", "23:50", None),
+        ("03:00", "04:30", "04:10", None),
+        ("03:00", "04:30", "04:20", "not_after"),
+        ("04:30", "04:30", "04:31", None),  # tomorrow's
+        ("22:00", None, "12:00", None),
+    ],
+)
+def test_no_wave_begins_that_cannot_end_by_then(plans, halfway, began, not_after, now, words):
+    day = datetime.datetime(2026, 11, 23)
+
+    def at(text):
+        hour, minute = map(int, text.split(":"))
+        return day.replace(hour=hour, minute=minute)
+
+    later = at(now) + datetime.timedelta(days=at(now) < at(began))
+    found = {name: {"class": "done", "why": "x"} for name in sum(halfway["waves"], [])}
+    why = plans.stop({**halfway, "since": at(began).timestamp(), "not_after": not_after}, found, 3, later.timestamp())
+    assert (why is None) if words is None else words in why
+
+
+# -- the functions
+
+
+@pytest.fixture
+def fleet(runner, tmp_path, monkeypatch):  # noqa: F811
+    """The runner, over machines that are ``fleet.well``, each with its overview; all that are asked by name answer."""
+    runner.__opts__["cachedir"] = str(tmp_path)
+    runner.well = {f"db{number}": overview() for number in range(4)}
+    runner.states = {name: {"x": state(result=None, comment="would be installed")} for name in runner.well}
+    runner.off = {"off"}
+
+    def ask(target, tgt_type, calls, *_):
+        names = set(target if tgt_type == "list" else [*runner.well, *runner.off])
+        answers = {
+            name: {"kgraft.overview": told, "state.apply": runner.states[name], "grains.item": {"cluster": ""}}
+            for name, told in runner.well.items()
+            if name in names
+        }
+        told = runner.fleets.Fleet(
+            set(answers) | runner.off & names, answers, dict.fromkeys(runner.off & names, "nothing")
+        )
+        return runner.fleets.expect(told, names)
+
+    monkeypatch.setattr(runner, "_ask", ask)
+    return runner
+
+
+def done(fleet, *names):
+    for name in names:
+        fleet.states[name] = {"x": state()}
+
+
+def test_a_plan_is_made_carried_out_and_told(fleet):
+    plan = fleet.plan("*", name="2026-12", canaries="db0", waves=["100%"], max_wave=2)
+    assert (plan["retcode"], plan["waves"]) == (
+        3,
+        [
+            {"number": 1, "machines": ["db0"], "allowed": 0},
+            {"number": 2, "machines": ["db1", "db2"], "allowed": 0},
+            {"number": 3, "machines": ["db3"], "allowed": 0},
+        ],
+    )
+    assert plan["report"][0] == "   1 in wave 1           db0"
+    assert plan["report"][3] == "   1 left out            no answer: off"
+    assert fleet.rollout("2026-12")["counts"] == {"untouched": 4, "left out": 1}
+
+    # a wave is opened, not those after it
+    assert fleet.wave("2026-12", 1)["retcode"] == 0
+    assert fleet.rollout("2026-12")["counts"] == {"failed": 1, "untouched": 3, "left out": 1}
+    refused = fleet.wave("2026-12", 2)
+    assert (refused["retcode"], fleet.__context__["retcode"]) == (2, 2)
+    assert refused["report"][-1].startswith(
+        "Wave 2 does not begin: 1 failed, and max_failed is 0, of the canaries 0: db0"
+    )
+    assert fleet.rollout("2026-12")["counts"]["untouched"] == 3, "nothing was written down"
+
+    done(fleet, "db0")
+    begun = fleet.wave("2026-12", 2)
+    assert (begun["retcode"], begun["report"][-1], begun["machines"].keys()) == (0, "Wave 2 begins.", {"db1", "db2"})
+    fleet.well["db1"] = moving(10, task())
+    fleet.well["db0"] = overview(boot_id="another")
+    told = fleet.rollout("2026-12")
+    assert told["counts"] == {"stuck": 1, "failed": 2, "untouched": 1, "left out": 1}
+    assert told["machines"]["db0"]["why"] == "it was restarted after its wave began"
+    assert told["retcode"] == 4
+    assert told["report"][-1] == (
+        'To go on: salt-run state.orchestrate examples.orchestrate.rollout pillar=\'{"rollout": "2026-12"}\''
+    )
+
+    # go on: what is done is not patched again, who came is last, who was deleted is gone
+    fleet.well["db1"] = overview()
+    done(fleet, "db1")
+    fleet.well["off"], fleet.states["off"], fleet.off = overview(), {"x": state(result=None)}, set()
+    del fleet.well["db3"]
+    again = fleet.plan(name="2026-12")
+    assert [(wave["number"], wave["machines"]) for wave in again["waves"]] == [(2, ["db2"]), (4, ["off"])]
+    assert fleet.wave("2026-12", 2)["retcode"] == 0
+    done(fleet, "db2", "off")
+    assert fleet.wave("2026-12", 4)["retcode"] == 0
+    last = fleet.rollout("2026-12")
+    assert (last["retcode"], last["counts"], last["machines"].keys()) == (0, {"done": 4, "gone": 1}, {"db3"})
+    assert fleet.plan(name="2026-12")["waves"] == []
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda fleet: fleet.plan(), "name=None"),
+        (lambda fleet: fleet.plan(name="none"), "No such file or directory"),
+        (lambda fleet: fleet.plan("*", name="x"), "Give canaries"),
+        (lambda fleet: fleet.plan("*", name="x", canaries="nobody"), "Of the canaries some do not answer"),
+        (lambda fleet: fleet.plan("*", name="x", canaries="db0", sls=5), "sls=5: must be the name of an SLS"),
+        (lambda fleet: fleet.plan("*", name="x", canaries="db0", bad=1), "unexpected keyword argument 'bad'"),
+        (lambda fleet: fleet.plan("*", name="../x", canaries="db0"), "must be a name"),
+        (lambda fleet: fleet.plan("*", name="there", canaries="db0"), "There is a plan of this name"),
+        (lambda fleet: fleet.wave("none", 1), "No such file or directory"),
+        (lambda fleet: fleet.wave("there"), "number=None"),
+        (lambda fleet: fleet.wave("there", 0), "number=0"),
+        (lambda fleet: fleet.wave("there", 9), "number=9"),
+        (lambda fleet: fleet.wave("there", 1.5), "number=1.5"),
+        (lambda fleet: fleet.rollout(), "name=None"),
+        (lambda fleet: fleet.rollout("torn"), "Expecting value"),
+        (lambda fleet: fleet.rollout("there", 1), "takes from 0 to 1 positional arguments"),
+    ],
+)
+def test_what_cannot_be_is_answered_with_5_and_nothing_is_written(fleet, tmp_path, call, words):
+    assert fleet.plan("*", name="there", canaries="db0")["retcode"] == 3
+    folder = tmp_path / "kgraft" / "plans"
+    (folder / "torn.json").write_text("")
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+
+    data = call(fleet)
+
+    assert (data["retcode"], fleet.__context__["retcode"]) == (5, 5)
+    assert words in data["report"][0]
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
