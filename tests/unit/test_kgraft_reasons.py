@@ -226,3 +226,9 @@ def test_the_line_for_many_machines_stays_one_line(moving):
     kernel, kgraft = moving
     kernel.task(731, "nfsd", blocking=True, kthread=True)
     assert kgraft.summary().endswith("1 blocking: nfsd(731) kernel")
+
+
+def test_the_manuals_table_is_that_of_the_module(load):
+    reasons = load("docs/reasons.py")
+    assert reasons.PAGE.read_text("utf-8") == reasons.page(), "run: python docs/reasons.py"
+    assert reasons.page().count("\n| ") == len(reasons.rows()) + 1
