@@ -391,7 +391,7 @@ def overview(names=False):
         and ``why``; with ``names=True`` also its ``pid``, ``name`` and ``user``.
     ``package``
         ``{name, installed, newest, as_of}``: the live-patch package of this
-        kernel, as in ``kgraft_pkg.available``.
+        kernel, as in ``kgraft_pkg.available``; ``as_of`` as ``observed``.
     ``supported_until``, ``reboot``
         as ``kgraft_security`` says.
     ``notes``
@@ -426,7 +426,8 @@ def overview(names=False):
         "name": _ask_others("kgraft_pkg.name", notes),
         "installed": _ask_others("kgraft_pkg.installed", notes),
         "newest": offered["newest"],
-        "as_of": offered["as_of"],
+        # UTC, for who compares many machines
+        "as_of": offered["as_of"] and _stamp(time.mktime(time.strptime(offered["as_of"], "%Y-%m-%d %H:%M"))),
     }
     notes += offered["unread"] if offered else []
     told["supported_until"] = _ask_others("kgraft_security.supported_until", notes)
