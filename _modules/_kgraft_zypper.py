@@ -270,8 +270,8 @@ class Packages:
             cves = [number.upper() for kind, number in issues if kind == "cve"]
             bugs = ["bsc#" + number for kind, number in issues if kind == "bugzilla"]
             if node.get("status") != "retracted":
-                about = node.get("name"), node.get("status"), node.get("severity"), node.get("restart") == "true"
-                found.append(Update(*about, cves, bugs))
+                about = map(node.get, ("name", "status", "severity"))
+                found.append(Update(*about, node.get("restart") == "true", cves, bugs))
         return found, unread
 
     def brought(self, *updates):

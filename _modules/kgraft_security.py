@@ -397,7 +397,8 @@ def reboot(must=None, timeout=300):
     """
     packages, must = zypper.Packages(timeout), must if must is None else _numbers(must)
     status = __salt__["kgraft.status"]()
-    running, package, needed, doubts = status["kernelrelease"], _package(status), [], []
+    running, package, needed = status["kernelrelease"], _package(status), []
+    doubts = [f"{who} is at work on the packages" for who in [zypper.zypp_lock()] if who]
 
     def ask(what, otherwise, question, *arguments):
         try:
@@ -406,17 +407,15 @@ def reboot(must=None, timeout=300):
             doubts.append(f"{what} cannot be told: {err}")
             return otherwise
 
-    busy = zypper.zypp_lock()
-    doubts += [f"{busy} is at work on the packages"] if busy else []
-    names, kernels, unread = ask("What asks for a reboot", ([], False, {}), boot.asking, packages)
+    names, kernels, unread = ask("What asks for a reboot", ([], False, {}), boot.asking, packages, ask)
     needed += [f"Installed since the boot, and asking for another: {_few(names, 5)}"] if names else []
     doubts += _sentences(unread)
-    needed += ask("What was reverted", [], boot.marks, __salt__["kgraft.patches"]() if status["abi"] else {})
+    needed += ask("What was reverted", [], boot.reverted, __salt__["kgraft.patches"]() if status["abi"] else {})
+    needed += ask("Whether the kernel is marked as unsupported", [], boot.unsupported)
     coming = ask("Which kernel the next boot brings", None, boot.next_kernel, packages)
     uncovered, below = ([], 0) if coming == running else (None, None)
     if coming not in (None, running):
-        what = f"What {coming} fixes and nothing here"
-        uncovered, below = ask(what, (None, None), _uncovered, packages, coming, must, doubts)
+        uncovered, below = ask("What that one alone fixes", (None, None), _uncovered, packages, coming, must, doubts)
     if uncovered:
         fixes = f"The next boot brings {coming}, which fixes {_few(uncovered, 5)}"
         needed.append(f"{fixes}: neither {running} nor a settled live patch does")
@@ -427,9 +426,10 @@ def reboot(must=None, timeout=300):
     if coming == running:
         asks = "only a kernel asks" if kernels else "nothing asks"
         good = "can wait" if kernels else "not needed", f"The next boot brings {running} again, and {asks} for it"
-    told = {"until": until, "next_kernel": coming, "uncovered": uncovered, "below": below}
     verdict = "needed" if needed else "unknown" if doubts else good[0]
-    return dict(told, verdict=verdict, reasons=[why.rstrip(".") + "." for why in needed + doubts or [good[1]]])
+    reasons = [why.rstrip(".") + "." for why in dict.fromkeys(needed + doubts or [good[1]])]
+    told = {"verdict": verdict, "until": until, "reasons": reasons, "next_kernel": coming}
+    return dict(told, uncovered=uncovered, below=below)
 
 
 def _numbers(must):
@@ -457,8 +457,7 @@ def _uncovered(packages, kernelrelease, must, doubts):
     mild = {cve for update in updates if update.severity in ("moderate", "low") for cve in update.cves}
     unrated = left - severe if unread else left - severe - mild
     if unrated:
-        doubts += [each for each in _sentences(unread) if each not in doubts]
-        doubts.append(f"No update says for certain how severe {_few(sorted(unrated), 5)} is")
+        doubts += _sentences(unread) + [f"No update says for certain how severe {_few(sorted(unrated), 5)} is"]
     return sorted(left & severe) or (None if unrated else []), None if unrated else len(left - severe)
 
 

@@ -1,4 +1,4 @@
-"""The files of a boot loader as they lie on a SUSE machine: grub2-mkconfig's menu, in the parts that matter here."""
+"""The files of GRUB 2 in the form that SUSE's grub2-mkconfig gives them, in the parts that matter here."""
 
 HEADER = """\
 ### BEGIN /etc/grub.d/00_header ###
@@ -37,23 +37,29 @@ function load_video {
     insmod all_video
   fi
 }
+
+if [ -n "$extra_cmdline" ]; then
+  submenu "Bootable snapshot #$snapshot_num" {
+    menuentry "If OK, run 'snapper rollback $snapshot_num' and reboot." { true; }
+  }
+fi
 ### END /etc/grub.d/00_header ###
 
 ### BEGIN /etc/grub.d/10_linux ###
 """
 ENTRY = """\
 menuentry 'SLES 12-SP3{more}'  --class sles --class gnu-linux --class os $menuentry_id_option 'gnulinux-{id}-1f' {{
-	load_video
-	set gfxpayload=keep
-	if [ x$feature_platform_search_hint = xy ]; then
-	  search --no-floppy --fs-uuid --set=root --hint-bios=hd0,gpt2  1f
-	else
-	  search --no-floppy --fs-uuid --set=root 1f
-	fi
-	echo	'Loading Linux {release} ...'
-	linux	/boot/vmlinuz-{release} root=UUID=1f  ${{extra_cmdline}} splash=silent quiet showopts
-	echo	'Loading initial ramdisk ...'
-	initrd	/boot/initrd-{release}
+\tload_video
+\tset gfxpayload=keep
+\tif [ x$feature_platform_search_hint = xy ]; then
+\t  search --no-floppy --fs-uuid --set=root --hint-bios=hd0,gpt2  1f
+\telse
+\t  search --no-floppy --fs-uuid --set=root 1f
+\tfi
+\techo\t'Loading Linux {release} ...'
+\tlinux\t/boot/vmlinuz-{release} root=UUID=1f  ${{extra_cmdline}} splash=silent quiet showopts
+\techo\t'Loading initial ramdisk ...'
+\tinitrd\t/boot/initrd-{release}
 }}
 """
 SUBMENU = "submenu 'Advanced options for SLES 12-SP3' $menuentry_id_option 'gnulinux-advanced-1f' {\n"
@@ -62,9 +68,9 @@ FOOTER = """\
 
 ### BEGIN /etc/grub.d/30_uefi-firmware ###
 if [ "$grub_platform" = "efi" ]; then
-	menuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' {
-		fwsetup
-	}
+\tmenuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' {
+\t\tfwsetup
+\t}
 fi
 ### END /etc/grub.d/30_uefi-firmware ###
 
@@ -91,7 +97,9 @@ def environment(**variables):
 
 def install(write, *releases, **variables):
     """Let ``write(path, text)`` lay down the boot loader with these kernels."""
-    write("etc/sysconfig/bootloader", '## Type: list(grub,grub2,grub2-efi,none)\nLOADER_TYPE="grub2"\nSECURE_BOOT="yes"\n')
+    write(
+        "etc/sysconfig/bootloader", '## Type: list(grub,grub2,grub2-efi,none)\nLOADER_TYPE="grub2"\nSECURE_BOOT="yes"\n'
+    )
     write("boot/grub2/grub.cfg", menu(*releases))
     write("boot/grub2/grubenv", environment(**variables))
     for release in releases:

@@ -309,7 +309,9 @@ class Machine:
     def _zypper_search(self, *words):
         found, unread = [], ""
         if "patch" in words:
-            found = [f'<solvable name="{name}" kind="patch"/>' for name, *_, brought in self.known if words[-1] in brought]
+            found = [
+                f'<solvable name="{name}" kind="patch"/>' for name, *_, brought in self.known if words[-1] in brought
+            ]
         for told in self.repositories.values() if "patch" not in words else ():
             if not (self.kernel.root / told["index"]).exists():
                 unread += self._unread(told)
@@ -336,8 +338,8 @@ class Machine:
     def _zypper_list_patches(self, *words):
         rows = ""
         for name, status, severity, boot, cves, _ in self.known:
-            rows += f'<update kind="patch" name="{name}" status="{status}" severity="{severity}" restart="{boot}"><issue-list>'
-            rows += "".join(f'<issue type="cve" id="{cve}"/>' for cve in cves) + "</issue-list></update>\n"
+            rows += f'<update kind="patch" name="{name}" status="{status}" severity="{severity}" restart="{boot}">'
+            rows += "".join(f'<issue type="cve" id="{cve}"/>' for cve in cves) + "</update>\n"
         unread = "".join(self._unread(told) for told in self.repositories.values() if told["dead"])
         return 106 if unread else 0, STREAM.format(f"{unread}<update-list>{rows}</update-list>".replace("True", "true"))
 

@@ -135,9 +135,15 @@ UNRATED_IS = "No update says for certain how severe CVE"
     [
         # the running kernel comes again
         pytest.param([], "not needed", [AGAIN + " nothing asks"], [], 0, id="the same kernel"),
-        pytest.param([installed("vim")], "not needed", [AGAIN + " nothing"], [], 0, id="something new asks for nothing"),
-        pytest.param([flagged("SUSE-a", vim="1-1")], "not needed", [AGAIN + " nothing"], [], 0, id="flagged, before it"),
-        pytest.param([installed("kernel-default", "kernel")], "can wait", [AGAIN + " only a kernel"], [], 0, id="pinned"),
+        pytest.param(
+            [installed("vim")], "not needed", [AGAIN + " nothing"], [], 0, id="something new asks for nothing"
+        ),
+        pytest.param(
+            [flagged("SUSE-a", vim="1-1")], "not needed", [AGAIN + " nothing"], [], 0, id="flagged, before it"
+        ),
+        pytest.param(
+            [installed("kernel-default", "kernel")], "can wait", [AGAIN + " only a kernel"], [], 0, id="pinned"
+        ),
         pytest.param([set_to(flag=2)], "not needed", [AGAIN + " nothing"], [], 0, id="a zypper that knows no flag"),
         pytest.param([last_day], "not needed", [AGAIN], [], 0, id="the last day"),
         pytest.param([replaced], "not needed", [AGAIN], [], 0, id="a replaced live patch"),
@@ -147,11 +153,15 @@ UNRATED_IS = "No update says for certain how severe CVE"
         pytest.param([newer(), set_to(flag=102)], "can wait", [WAITS], [], 0, id="the flag is the kernel's"),
         pytest.param([newer(MILD)], "can wait", [WAITS], [SEVERE][:0], 1, id="what is left is moderate"),
         pytest.param([newer(CRITICAL)], "needed", [FIXES + "-2026-0020: neither"], [CRITICAL], 0, id="critical"),
-        pytest.param([newer(MILD, SEVERE)], "needed", [FIXES + "-2026-0010: n"], [SEVERE], 1, id="important in one of two"),
+        pytest.param(
+            [newer(MILD, SEVERE)], "needed", [FIXES + "-2026-0010: n"], [SEVERE], 1, id="important in one of two"
+        ),
         pytest.param([replaced, newer(SEVERE)], "can wait", [WAITS], [], 0, id="the newer live patch fixes it"),
         pytest.param([moving, newer(SEVERE)], "needed", [FIXES], [SEVERE], 0, id="it is not settled yet"),
         pytest.param([newer(UNRATED)], "unknown", [UNRATED_IS], None, None, id="unrated"),
-        pytest.param([newer("CVE-2026-9999")], "unknown", [UNRATED_IS + "-2026-9999"], None, None, id="nobody names it"),
+        pytest.param(
+            [newer("CVE-2026-9999")], "unknown", [UNRATED_IS + "-2026-9999"], None, None, id="nobody names it"
+        ),
         pytest.param([newer(UNRATED, SEVERE)], "needed", [FIXES, UNRATED_IS], [SEVERE], None, id="unrated, but needed"),
         pytest.param(
             [newer(MILD), dead],
@@ -161,26 +171,45 @@ UNRATED_IS = "No update says for certain how severe CVE"
             None,
             id="a repository may rate it higher",
         ),
-        pytest.param([newer(SEVERE), dead], "needed", [FIXES, "live-patching of"], [SEVERE], 0, id="it cannot rate lower"),
+        pytest.param(
+            [newer(SEVERE), dead], "needed", [FIXES, "live-patching of"], [SEVERE], 0, id="it cannot rate lower"
+        ),
         pytest.param(
             [newer(MILD), own_patch],
             "unknown",
-            ["What .*107-default fixes and nothing here cannot be told: our_own_patch: nothing says what it fixes"],
+            ["What that one alone fixes cannot be told: our_own_patch: nothing says what it fixes"],
             None,
             None,
             id="an unknown live patch may fix it",
         ),
-        pytest.param([newer(MILD), set_to(kernel_changelog="")], "unknown", ["changelog: rpm"], None, None, id="purged"),
         pytest.param(
-            [newer(), set_to(kernels={})], "unknown", ["rpm has no changelog of /boot/System.map-.*107"], None, None, id="no"
+            [newer(MILD), set_to(kernel_changelog="")], "unknown", ["changelog: rpm"], None, None, id="purged"
+        ),
+        pytest.param(
+            [newer(), set_to(kernels={})],
+            "unknown",
+            ["rpm has no changelog of /boot/System.map-.*107"],
+            None,
+            None,
+            id="no",
         ),
         # something asks
         pytest.param([installed("a", "installhint(reboot-needed)")], "needed", [ASKS + "a"], [], 0, id="hint"),
         pytest.param(
-            [installed("glibc"), write("etc/zypp/needreboot", "# core\nglibc\n")], "needed", [ASKS + "glibc"], [], 0, id="list"
+            [installed("glibc"), write("etc/zypp/needreboot", "# core\nglibc\n")],
+            "needed",
+            [ASKS + "glibc"],
+            [],
+            0,
+            id="list",
         ),
         pytest.param(
-            [installed("u", "lib"), write("etc/zypp/needreboot.d/x", "provides:lib\n")], "needed", [ASKS + "u"], [], 0, id="d"
+            [installed("u", "lib"), write("etc/zypp/needreboot.d/x", "provides:lib\n")],
+            "needed",
+            [ASKS + "u"],
+            [],
+            0,
+            id="d",
         ),
         pytest.param([installed("a"), flagged("SUSE-a", a="1-1", b="1-1")], "needed", [ASKS + "a"], [], 0, id="patch"),
         pytest.param(
@@ -191,21 +220,31 @@ UNRATED_IS = "No update says for certain how severe CVE"
             0,
             id="what a kernel's update brings is the kernel's",
         ),
-        pytest.param([newer(), installed("a", "installhint(reboot-needed)")], "needed", [ASKS + "a"], [], 0, id="and a"),
+        pytest.param(
+            [newer(), installed("a", "installhint(reboot-needed)")], "needed", [ASKS + "a"], [], 0, id="and a"
+        ),
         pytest.param([set_to(flag=102)], "needed", [ASKS + "what zypper does not name"], [], 0, id="zypper's flag"),
         pytest.param([write("run/reboot-needed", "")], "needed", [ASKS + "what zypper"], [], 0, id="the file"),
-        pytest.param([set_to(flag=7)], "unknown", ["What asks for a reboot cannot be told: zypper needs"], [], 0, id="7"),
-        pytest.param([set_to(flag=1)], "unknown", ["What asks for a reboot cannot be told"], [], 0, id="zypper fails"),
+        pytest.param(
+            [set_to(flag=7)], "unknown", ["Whether zypper wants a reboot cannot be told: zypper needs"], [], 0, id="7"
+        ),
+        pytest.param([set_to(flag=1)], "unknown", ["zypper wants a reboot cannot be told"], [], 0, id="zypper fails"),
         pytest.param([locked], "unknown", [r"python.* \(\d+\) is at work on the packages"], [], 0, id="locked"),
-        pytest.param([installed("a"), dead], "unknown", ["live-patching of the tests: Valid"], [], 0, id="unread flags"),
+        pytest.param(
+            [installed("a"), dead], "unknown", ["live-patching of the tests: Valid"], [], 0, id="unread flags"
+        ),
         # what the kernel shows
         pytest.param([reverted], "needed", ["kgraft_patch_9_2_2 was reverted, and no"], [], 0, id="reverted"),
         pytest.param([reverting], "needed", ["kgraft_patch_9_2_2 is being reverted"], [], 0, id="reverting"),
         pytest.param([write(TAINTED, f"{1 << 30}\n")], "needed", ["marked as unsupported"], [], 0, id="N"),
         pytest.param([write(TAINTED, f"{1 << 30}\n"), module("OEN")], "not needed", [AGAIN], [], 0, id="N of a module"),
-        pytest.param([write(TAINTED, f"{1 << 30}\n"), module("OEK")], "needed", ["marked as"], [], 0, id="N of no module"),
+        pytest.param(
+            [write(TAINTED, f"{1 << 30}\n"), module("OEK")], "needed", ["marked as"], [], 0, id="N of no module"
+        ),
         pytest.param([write(TAINTED, "45056\n")], "not needed", [AGAIN], [], 0, id="other taints"),
-        pytest.param([write(TAINTED, "odd\n")], "unknown", ["What was reverted cannot be told"], [], 0, id="odd taint"),
+        pytest.param(
+            [write(TAINTED, "odd\n")], "unknown", ["as unsupported cannot be told: invalid"], [], 0, id="odd taint"
+        ),
         # the end of support
         pytest.param([ended], "needed", ["Live patches for 4.4.180-94.100-default ended on 20"], [], 0, id="ended"),
         pytest.param([newer(), ended], "needed", ["Live patches for .* ended"], [], 0, id="ended, and another kernel"),
@@ -218,22 +257,29 @@ def test_the_verdict_has_its_reasons(machine, arrange, verdict, reasons, uncover
     told = ask(machine)
 
     assert (told["verdict"], told["uncovered"], told["below"]) == (verdict, uncovered, below), told
-    assert len(told["reasons"]) == len(reasons), told["reasons"]
-    for reason, pattern in zip(told["reasons"], reasons):
+    for reason, pattern in zip(told["reasons"], reasons, strict=True):
         assert re.search(pattern, reason), reason
     assert told["until"] == machine.until
     assert machine.changed == []
 
 
 def test_all_reasons_are_told_at_once_and_a_certain_one_decides(machine):
-    for step in (newer(SEVERE, UNRATED), installed("a", "installhint(reboot-needed)"), ended, reverting, set_to(flag=102)):
+    for step in (
+        newer(SEVERE, UNRATED),
+        installed("a", "installhint(reboot-needed)"),
+        ended,
+        reverting,
+        set_to(flag=102),
+    ):
         step(machine)
 
     told = ask(machine)
 
     assert (told["verdict"], told["next_kernel"]) == ("needed", NEXT)
     assert [reason.split()[0] for reason in told["reasons"]] == ["Installed", "kgraft_patch_9_2_2", "The", "Live", "No"]
-    assert "CVE-2026-0009, CVE-2026-0010: neither" in told["reasons"][2], "what is being reverted fixes nothing for sure"
+    assert "CVE-2026-0009, CVE-2026-0010: neither" in told["reasons"][2], (
+        "what is being reverted fixes nothing for sure"
+    )
 
 
 @pytest.mark.parametrize("abi", [None, "kgraft"])
@@ -285,7 +331,9 @@ def test_what_must_be_fixed_and_is_can_wait(machine):
 
 @pytest.mark.parametrize("must", [[], "", "CVE-2026-1", [SEVERE, "heartbleed"], [7], 7, {SEVERE: 1}, True, [None]])
 def test_what_is_no_cve_number_is_refused_by_name(machine, must):
-    with pytest.raises(SaltInvocationError, match="must: no CVE number is ('CVE-2026-1'|'heartbleed'|7|{|True|None|'|given)"):
+    with pytest.raises(
+        SaltInvocationError, match="must: no CVE number is ('CVE-2026-1'|'heartbleed'|7|{|True|None|'|given)"
+    ):
         machine.salt["kgraft_security.reboot"](must=must)
 
 
@@ -298,10 +346,10 @@ def test_a_timeout_that_cannot_be_is_refused(machine, timeout):
 # What cannot be asked
 
 
-@pytest.mark.parametrize("hanging", ["needs-rebooting", "-q"])
-def test_what_hangs_is_named_and_leaves_no_good_word(machine, hanging):
+@pytest.mark.parametrize(("hanging", "flag"), [("needs-rebooting", 0), ("-q", 0), ("-q", 102), ("list-patches", 0)])
+def test_what_hangs_is_named_and_leaves_no_good_word(machine, hanging, flag):
     next_kernel(machine)
-    machine.hangs = (hanging,)
+    machine.hangs, machine.flag = (hanging,), flag
 
     told = ask(machine)
 
@@ -317,6 +365,21 @@ def test_when_the_time_is_over_and_that_is_said_nobody_else_is_asked(machine):
     told = ask(machine, timeout=0)
 
     assert (told["verdict"], len(told["reasons"]), machine.started) == ("unknown", 1, ["zypper needs-rebooting"])
+
+
+def test_what_is_certain_counts_whatever_else_cannot_be_told(machine):
+    for step in (newer(SEVERE), installed("a", "installhint(reboot-needed)"), set_to(flag=7), locked):
+        step(machine)
+    machine.hangs = ("list-patches", "grub2-editenv")
+    saved(env_block="512+1")(machine)
+
+    told = ask(machine)
+
+    assert (told["verdict"], told["next_kernel"], told["uncovered"]) == ("needed", None, None)
+    sure, busy, *rest = told["reasons"]
+    assert sure == "Installed since the boot, and asking for another: a."
+    assert "is at work on the packages" in busy
+    assert [" ".join(reason.split()[:2]) for reason in rest] == ["Whether zypper", "Which updates", "Which kernel"]
 
 
 def test_a_look_at_a_machine_where_nothing_is_new_asks_little(machine):
@@ -381,15 +444,21 @@ FIRST = "only the first entry of its menu is read"
         pytest.param(edited(SAVED, SAVED + '\nset default="1"'), FIRST, id="set twice"),
         pytest.param(write("boot/grub2/custom.cfg", "set default=1\n"), FIRST, id="set in custom.cfg"),
         pytest.param(edited("menuentry 'SLES", "if true; then\nmenuentry 'SLES", 1), FIRST, id="in an if"),
-        pytest.param(edited("menuentry 'SLES", "menuentry 'x' { fwsetup }\nmenuentry 'SLES", 1), FIRST, id="in one line"),
+        pytest.param(
+            edited("menuentry 'SLES", "menuentry 'x' { fwsetup }\nmenuentry 'SLES", 1), FIRST, id="in one line"
+        ),
         pytest.param(edited(LINUX, "\tchainloader\t+1", 1), "starts no kernel in /boot", id="no kernel"),
         pytest.param(edited(LINUX, LINUX + "\n" + LINUX, 1), "starts no kernel in /boot", id="two kernels"),
-        pytest.param(edited(LINUX, "\tlinux\t/boot/vmlinuz", 1), "starts no kernel in /boot", id="a kernel of any release"),
+        pytest.param(
+            edited(LINUX, "\tlinux\t/boot/vmlinuz", 1), "starts no kernel in /boot", id="a kernel of any release"
+        ),
         pytest.param(removed(f"boot/vmlinuz-{NEXT}"), "starts no kernel in /boot", id="a kernel that is gone"),
         pytest.param(write("boot/grub2/grub.cfg", ""), "starts no kernel in /boot", id="no menu"),
         pytest.param(removed("boot/grub2/grub.cfg"), "starts no kernel in /boot", id="no grub.cfg"),
         pytest.param(removed("etc/sysconfig/bootloader"), "the boot loader is not named", id="no boot loader"),
-        pytest.param(write("etc/sysconfig/bootloader", 'LOADER_TYPE="grub2-bls"\n'), "is grub2-bls, and only", id="BLS"),
+        pytest.param(
+            write("etc/sysconfig/bootloader", 'LOADER_TYPE="grub2-bls"\n'), "is grub2-bls, and only", id="BLS"
+        ),
         pytest.param(write("etc/sysconfig/bootloader", 'LOADER_TYPE=""\n'), "is not named, and only", id="empty"),
     ],
 )
