@@ -28,7 +28,12 @@ def _read(path):
 
 
 def next_kernel(packages):
-    """Return the release of the kernel that the next boot brings, if that is the first one of GRUB's menu."""
+    """
+    Return the release of the kernel that the next boot brings, if that is the first one of GRUB's menu; an entry does
+    not count which SUSE has there only after somebody chose a snapshot.
+
+    On Btrfs next_entry lies outside of any file. Only SUSE's grub2-editenv finds it, and knows no other root.
+    """
     loader = re.findall(r"(?m)^LOADER_TYPE=\W?([\w-]+)", _read("etc/sysconfig/bootloader"))[-1:]
     if loader not in (["grub2"], ["grub2-efi"]):
         raise ValueError("the boot loader is {}, and only grub2 is read".format("".join(loader) or "not named"))
@@ -36,7 +41,6 @@ def next_kernel(packages):
         raise ValueError("the root file system is read-only, so that another one may be prepared for it")
     settings = _read("boot/grub2/grubenv")
     if "\nenv_block=" in settings:
-        # On Btrfs next_entry lies outside of any file. The tool alone finds it, and knows no other root.
         command = packages.run("grub2-editenv", "-", "list") if not zypper.root() else {"retcode": 1}
         if command["retcode"]:
             raise ValueError("a part of grubenv lies outside of the file and was not read")
@@ -46,7 +50,6 @@ def next_kernel(packages):
     if {"next_entry", "prev_saved_entry"} & set(settings) or kexec == "1" or os.path.lexists(zypper.under(BOOT_NEXT)):
         raise ValueError("GRUB, the firmware or kexec has something else for one boot")
     menu = _read("boot/grub2/grub.cfg") + _read("boot/grub2/custom.cfg")
-    # SUSE has an entry that is there only after somebody chose a snapshot
     menu = re.sub(r'(?ms)^if \[ -n "\$extra_cmdline" \].*?^fi$', "", menu)
     defaults = set(re.findall(r"(?m)^\s*(?:set )?default=[\"']?(.*?)[\"']?\s*$", menu)) - {"${next_entry}"}
     wanted = settings.get("saved_entry", "") if defaults == {"${saved_entry}"} else "".join(sorted(defaults))

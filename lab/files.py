@@ -147,7 +147,6 @@ class Kernel:
         self.sys.mkdir(parents=True, exist_ok=True)
         (self.root / "sys/module").mkdir(exist_ok=True)
         self.write("proc/sys/kernel/osrelease", release + "\n")
-        self.write("proc/sys/kernel/tainted", "0\n")
         self.write("proc/sys/kernel/random/boot_id", boot_id + "\n")
         self._write_modules()
         if self.abi == "kgraft":

@@ -558,6 +558,7 @@ def boots(suse, kernel, kernels, install, kernel_package):
     """The running kernel and the newer one are installed, 9-2.2 is settled. Return ``boots(release, …)``."""
     suse.enable(kernels)
     suse.lifecycle(f"{PACKAGE}, *, 2099-12-31\n")
+    kernel.write("proc/sys/kernel/tainted", "0\n")
     kernel.patch("kgraft-patch-9-2_2", "applied")
     install("9-2.2")
     # as zypper does on SUSE, where kernels are installed beside each other

@@ -65,6 +65,7 @@ class Machine:
         self.now = 1000.0
         self.kernel = Kernel(root, abi, release=self.release)
         self.sleeper = OneSleeper()
+        self.kernel.write("proc/sys/kernel/tainted", "0\n")
         self.rules = Rules(self.kernel, self.sleeper, period=1, clock=lambda: self.now)
         self.script = script
         self.installed = {}

@@ -61,6 +61,16 @@ def ask(machine, **arguments):
 # Which verdict
 
 
+def older(*cves):
+    """The same as ``newer``, and the kernel was installed before this boot."""
+
+    def step(machine):
+        newer(*cves)(machine)
+        machine.new.clear()
+
+    return step
+
+
 def newer(*cves):
     return lambda machine: next_kernel(machine, CHANGELOG + "".join(f", {cve}" for cve in cves))
 
@@ -76,6 +86,10 @@ def installed(name, *provides):
 def flagged(name, **brought):
     """An applied update with the reboot flag."""
     return lambda machine: machine.known.append((name, "applied", "important", True, [], brought))
+
+
+def needed(name, **brought):
+    return lambda machine: machine.known.append((name, "needed", "important", True, [], brought))
 
 
 def set_to(**values):
@@ -119,6 +133,12 @@ def own_patch(machine):
     machine.kernel.patch("our-own-patch", "applied", replace_all=False)
 
 
+def first_module(machine):
+    """Another module is newer than the live patch."""
+    modules = (machine.kernel.root / "proc/modules").read_text("utf-8")
+    machine.kernel.write("proc/modules", "odd 16384 0 - Live 0xffffffffc0020000\n" + modules)
+
+
 def module(flags):
     return write("proc/modules", f"odd 16384 0 - Live 0xffffffffc0020000 ({flags})\n")
 
@@ -143,6 +163,14 @@ UNRATED_IS = "No update says for certain how severe CVE"
         ),
         pytest.param(
             [installed("kernel-default", "kernel")], "can wait", [AGAIN + " only a kernel"], [], 0, id="pinned"
+        ),
+        pytest.param(
+            [installed("kernel-default", "kernel"), set_to(known=[])],
+            "can wait",
+            [AGAIN + " only a"],
+            [],
+            0,
+            id="unflagged",
         ),
         pytest.param([set_to(flag=2)], "not needed", [AGAIN + " nothing"], [], 0, id="a zypper that knows no flag"),
         pytest.param([last_day], "not needed", [AGAIN], [], 0, id="the last day"),
@@ -193,6 +221,8 @@ UNRATED_IS = "No update says for certain how severe CVE"
             None,
             id="no",
         ),
+        pytest.param([older(), set_to(hangs=("list-patches",))], "can wait", [WAITS], [], 0, id="nothing left to rate"),
+        pytest.param([older(MILD), dead], "unknown", ["live-patching of", UNRATED_IS], None, None, id="no rating"),
         # something asks
         pytest.param([installed("a", "installhint(reboot-needed)")], "needed", [ASKS + "a"], [], 0, id="hint"),
         pytest.param(
@@ -211,6 +241,8 @@ UNRATED_IS = "No update says for certain how severe CVE"
             0,
             id="d",
         ),
+        pytest.param([installed("a"), needed("SUSE-a", a="1-2")], "not needed", [AGAIN], [], 0, id="a patch to come"),
+        pytest.param([installed("other")], "not needed", [AGAIN], [], 0, id="a patch without the flag"),
         pytest.param([installed("a"), flagged("SUSE-a", a="1-1", b="1-1")], "needed", [ASKS + "a"], [], 0, id="patch"),
         pytest.param(
             [newer(), installed("kernel-macros"), flagged("S", **{"kernel-default": "1-1", "kernel-macros": "1-1"})],
@@ -235,6 +267,9 @@ UNRATED_IS = "No update says for certain how severe CVE"
         ),
         # what the kernel shows
         pytest.param([reverted], "needed", ["kgraft_patch_9_2_2 was reverted, and no"], [], 0, id="reverted"),
+        pytest.param(
+            [reverted, first_module], "needed", ["kgraft_patch_9_2_2 was reverted, and no"], [], 0, id="and a module"
+        ),
         pytest.param([reverting], "needed", ["kgraft_patch_9_2_2 is being reverted"], [], 0, id="reverting"),
         pytest.param([write(TAINTED, f"{1 << 30}\n")], "needed", ["marked as unsupported"], [], 0, id="N"),
         pytest.param([write(TAINTED, f"{1 << 30}\n"), module("OEN")], "not needed", [AGAIN], [], 0, id="N of a module"),
