@@ -143,7 +143,7 @@ def kgraft(kgraft_on, kernel):
 def file_root(tmp_path_factory):
     """The checkout as a Salt file root, by links, so that Salt does not walk through .venv."""
     root = tmp_path_factory.mktemp("file-root")
-    for name in ("_modules", "_states", "_beacons", "examples"):
+    for name in ("_modules", "_states", "_beacons", "_runners", "examples"):
         if (REPO / name).is_dir():
             (root / name).symlink_to(REPO / name)
     return root
