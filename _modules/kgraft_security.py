@@ -357,7 +357,8 @@ def reboot(must=None, timeout=300):
               update that brings a kernel counts as the kernel
             * the next boot brings a kernel that fixes a CVE that matters, and neither the running kernel nor its
               settled live patches fix it (``uncovered``)
-            * live patches for the running kernel have ended (``until``)
+            * live patches for the running kernel have ended (``until``): if the next boot brings it again, it takes a
+              newer kernel, too
             * a live patch was reverted and no other one replaced it, or the kernel is marked as unsupported and no
               loaded module accounts for that: SUSE's kernels do so when a live patch is reverted
         ``unknown``
@@ -383,7 +384,7 @@ def reboot(must=None, timeout=300):
     the first entry of ``/boot/grub2/grub.cfg``: by number, title or id, written there or saved in ``grubenv``. It is
     not told if there is an entry for one boot (GRUB's, the firmware's, a kernel loaded for kexec), or on a read-only
     root, where the next boot may bring another snapshot. Not seen are a rollback of snapper's that waits for a reboot,
-    and a transition that was forced: the kernel shows it nowhere but in its log.
+    and a transition that was forced: what the kernel tells of it is in its log.
 
     Raises ``CommandExecutionError`` if the kernel cannot be looked at; ``SaltInvocationError`` for a ``must`` that is
     empty or has something else than CVE numbers, or for a ``timeout`` that cannot be.
