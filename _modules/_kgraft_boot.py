@@ -39,6 +39,14 @@ def next_kernel(packages):
         raise ValueError("the boot loader is {}, and only grub2 is read".format("".join(loader) or "not named"))
     if os.statvfs(zypper.under("")).f_flag & os.ST_RDONLY:
         raise ValueError("the root file system is read-only, so that another one may be prepared for it")
+    mounted = re.findall(r"(?m)^\d+ \d+ \S+ /(\S*) / .* - btrfs ", _read("proc/1/mountinfo"))[-1:]
+    if mounted:
+        # A rollback of snapper's names another subvolume for the next boot.
+        command = packages.run("btrfs", "subvolume", "get-default", "/") if not zypper.root() else {"retcode": 1}
+        if command["retcode"]:
+            raise ValueError("which subvolume of Btrfs the next boot takes was not read")
+        if command["stdout"].strip().partition(" path ")[2] != mounted[0]:
+            raise ValueError("the next boot takes another subvolume of Btrfs, as after a rollback")
     settings = _read("boot/grub2/grubenv")
     if "\nenv_block=" in settings:
         command = packages.run("grub2-editenv", "-", "list") if not zypper.root() else {"retcode": 1}

@@ -382,9 +382,9 @@ def reboot(must=None, timeout=300):
 
     Which kernel comes is told of GRUB 2 alone (``LOADER_TYPE`` in ``/etc/sysconfig/bootloader``), where its default is
     the first entry of ``/boot/grub2/grub.cfg``: by number, title or id, written there or saved in ``grubenv``. It is
-    not told if there is an entry for one boot (GRUB's, the firmware's, a kernel loaded for kexec), or on a read-only
-    root, where the next boot may bring another snapshot. Not seen are a rollback of snapper's that waits for a reboot,
-    and a transition that was forced: what the kernel tells of it is in its log.
+    not told if there is an entry for one boot (GRUB's, the firmware's, a kernel loaded for kexec), where the next boot
+    takes another subvolume of Btrfs (a rollback of snapper's), or on a read-only root. Not seen is that a transition
+    was forced: what the kernel tells of it is in its log.
 
     Raises ``CommandExecutionError`` if the kernel cannot be looked at; ``SaltInvocationError`` for a ``must`` that is
     empty or has something else than CVE numbers, or for a ``timeout`` that cannot be.

@@ -77,6 +77,7 @@ class Machine:
         self.known = []  # the metadata: (update, status, severity, reboot, [CVEs], {package: edition})
         self.flag = 0  # zypper's exit code on whether a reboot is needed
         self.editenv = (0, "")  # what grub2-editenv answers
+        self.subvolume = (0, "")  # what btrfs answers of the next boot's
         self.started, self.changed, self.hangs = [], [], ()
         self.runs_started = []  # what each run of a state started
         self.add_repository("live-patching", {self.package: OFFERED.get(self.release, [])})
@@ -350,6 +351,10 @@ class Machine:
             conflicts = "".join(f"    {package}.x86_64 &lt; {edition}\n" for package, edition in brought.items())
             told += f"Name        : {name}\nConflicts   : [2]\n{conflicts}" if name in words else ""
         return 0, STREAM.format(f'<message type="info">{told}</message>')
+
+    def _btrfs_subvolume(self, *words):
+        assert words == ("get-default", "/")
+        return self.subvolume
 
     def _grub2_editenv_(self, *words):
         return self.editenv

@@ -261,7 +261,7 @@ UNRATED_IS = "No update says for certain how severe CVE"
             [set_to(flag=7)], "unknown", ["Whether zypper wants a reboot cannot be told: zypper needs"], [], 0, id="7"
         ),
         pytest.param([set_to(flag=1)], "unknown", ["zypper wants a reboot cannot be told"], [], 0, id="zypper fails"),
-        pytest.param([locked], "unknown", [r"python.* \(\d+\) is at work on the packages"], [], 0, id="locked"),
+        pytest.param([locked], "unknown", [r" \(\d+\) is at work on the packages"], [], 0, id="locked"),
         pytest.param(
             [installed("a"), dead], "unknown", ["live-patching of the tests: Valid"], [], 0, id="unread flags"
         ),
@@ -537,6 +537,35 @@ def test_on_btrfs_the_tool_is_asked_for_the_entry_for_one_boot(machine, monkeypa
     machine.editenv = answer
 
     assert ask(machine)["verdict"] == verdict
+
+
+SUBVOLUME = "ID 257 gen 7 top level 256 path @/.snapshots/{}/snapshot\n"
+BTRFS = [
+    # the mounted root, what btrfs says (both recorded with btrfs-progs 6.2), and what comes of it
+    pytest.param("/@/.snapshots/1/snapshot", (0, SUBVOLUME.format(1)), "", id="the same"),
+    pytest.param("/", (0, "ID 5 (FS_TREE)\n"), "", id="no subvolume"),
+    pytest.param("/@/.snapshots/1/snapshot", (0, SUBVOLUME.format(2)), "as after a rollback", id="another one"),
+    pytest.param("/@/.snapshots/1/snapshot", (0, "ID 5 (FS_TREE)\n"), "as after a rollback", id="none"),
+    pytest.param("/@/.snapshots/1/snapshot", (1, ""), "was not read", id="the tool fails"),
+]
+
+
+@pytest.mark.parametrize(("mounted", "answer", "why"), BTRFS)
+def test_a_rollback_that_waits_for_a_boot_is_seen(machine, monkeypatch, mounted, answer, why):
+    line = f"43 27 0:39 {mounted} / rw,relatime - btrfs /dev/loop0 rw,subvolid=257,subvol={mounted}\n"
+    machine.kernel.write("proc/1/mountinfo", "20 43 0:5 / /dev rw - devtmpfs udev rw\n" + line)
+    monkeypatch.setattr(machine.modules["kgraft_security"].boot.zypper, "root", lambda: {})
+    machine.subvolume = answer
+
+    told = ask(machine)
+
+    assert told["verdict"] == ("unknown" if why else "not needed"), told
+    assert why in told["reasons"][0]
+
+
+def test_a_rollback_below_another_root_cannot_be_seen(machine):
+    machine.kernel.write("proc/1/mountinfo", "43 27 0:39 / / rw,relatime - btrfs /dev/loop0 rw\n")
+    assert ask(machine)["verdict"] == "unknown"
 
 
 def test_on_a_read_only_root_another_one_may_come(machine, monkeypatch):
