@@ -32,7 +32,7 @@ TEMP ?= $(shell ! grep -q ' /dev/shm .*noexec' /proc/mounts && [ $$(df --output=
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d $(TEMP)/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
 
-.PHONY: help setup test test-unit test-functional test-integration test-all test-3006 test-kernel soak demo try-fresh bench docs lint format clean
+.PHONY: help setup test test-unit test-functional test-integration test-all test-outside test-3006 test-kernel soak demo try-fresh bench docs lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,7 +84,10 @@ test: test-unit  ## all that a change can break, on Salt 3008: unit, functional,
 test-unit test-functional test-integration: test-%: .venv/3008/.test .venv/debian
 	$(call step,$* tests,$(call pytest,3008,-n $(JOBS) tests/$*))
 
-test-all: test test-3006 test-kernel  ## these, Salt 3006, and real kernels
+test-all: test test-outside test-3006 test-kernel  ## these, what other programs make of our files, Salt 3006, and real kernels
+
+test-outside: .venv/3008/.test .venv/debian  ## our metrics and alerts by Prometheus's own tool
+	$(call step,tests with other programs,$(call pytest,3008,tests/outside))
 
 test-3006: $(SALT_3006) .venv/debian  ## functional tests and some of integration on Salt 3006, where Python is 3.10 or 3.11
 ifdef SALT_3006

@@ -391,7 +391,7 @@ def overview(names=False):
         and ``why``; with ``names=True`` also its ``pid``, ``name`` and ``user``.
     ``package``
         ``{name, installed, newest, as_of}``: the live-patch package of this
-        kernel, as in ``kgraft_pkg.available``.
+        kernel, as in ``kgraft_pkg.available``; ``as_of`` as ``observed``.
     ``supported_until``, ``reboot``
         as ``kgraft_security`` says.
     ``notes``
@@ -426,7 +426,8 @@ def overview(names=False):
         "name": _ask_others("kgraft_pkg.name", notes),
         "installed": _ask_others("kgraft_pkg.installed", notes),
         "newest": offered["newest"],
-        "as_of": offered["as_of"],
+        # UTC, for who compares many machines
+        "as_of": offered["as_of"] and _stamp(time.mktime(time.strptime(offered["as_of"], "%Y-%m-%d %H:%M"))),
     }
     notes += offered["unread"] if offered else []
     told["supported_until"] = _ask_others("kgraft_security.supported_until", notes)
@@ -607,11 +608,11 @@ def wait(timeout=300, protect=None):
 
     Returns the seconds it took, as a float.
 
-    Raises ``CommandExecutionError`` on time-out, naming the blocking tasks and
-    why they block, with ``info={'timed_out': True, 'blocking': …}`` (as :py:func:`blocking`
+    Raises ``CommandExecutionError`` on time-out, naming the blocking tasks,
+    with ``info={'timed_out': True, 'blocking': …}`` (as :py:func:`blocking`
     returns it); without that info if the kernel has no live patching or could
-    not be looked at. ``SaltInvocationError`` if ``timeout`` is not a positive
-    number.
+    not be looked at. Salt prints the info, too, so the reasons are seen.
+    ``SaltInvocationError`` for a bad argument.
 
     CLI Example:
 
@@ -633,17 +634,13 @@ def wait(timeout=300, protect=None):
     held = blocking(protect=protect)
     if held["state"] == "ready":
         return round(time.monotonic() - began, 3)
-    lines = [
+    raise CommandExecutionError(
         "{} still in progress after {:g} s; blocking: {}{}".format(
             " ".join(kernel.moving(look)) or "A transition is",
             timeout,
             _named(held, "{name} ({pid}) {kind}", 10) if held["tasks"] else "nothing that was found",
             "" if held["complete"] else " (not everything could be read)",
-        )
-    ]
-    lines += ["- {name} ({pid}): {why} {help}".format(**task) for task in held["tasks"][:10] if task["why"]]
-    raise CommandExecutionError(
-        "\n".join(lines + [held["note"]] * bool(held["note"])),
+        ),
         info={"timed_out": True, "blocking": held},
     )
 

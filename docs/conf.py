@@ -1,6 +1,5 @@
 """The manual: pages in MyST, a reference from the docstrings. Built by `make docs`; a warning is an error."""
 
-import importlib.util
 import pathlib
 import re
 import sys
@@ -14,35 +13,6 @@ for kind in ("modules", "states", "beacons", "runners"):
     package = types.ModuleType(f"saltext.kgraft.{kind}")
     package.__path__ = [str(REPO / f"_{kind}")]
     sys.modules[package.__name__] = package
-
-
-def write_reasons():
-    """The table of why-it-blocks.md, from the rows that the module has."""
-    spec = importlib.util.spec_from_file_location("reasons", REPO / "_modules/_kgraft_reasons.py")
-    room = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(room)
-    words = {
-        "kind": "{}",
-        "name": "named `{}`",
-        "stack": "on the stack `{}`",
-        "foreign": "on the stack a function of a foreign module",
-        "letter": "in state {}",
-        "pid": "pid {}",
-        "nobody": "nobody is listed",
-        "before": "kernel before {}",
-        "abi": "{}",
-    }
-    lines = ["| sign | why | what to do | source |", "|---|---|---|---|"]
-    for row in room.ROWS:
-        signs = ", ".join(words[sign].format(row.signs[sign]) for sign in words if sign in row.signs)
-        cells = [signs, row.why.format(module="*module*"), row.help.format(module="*module*"), row.source]
-        lines.append("| {} |".format(" | ".join(cells)))
-    build = REPO / "docs/_build"
-    build.mkdir(exist_ok=True)
-    (build / "reasons.md").write_text("\n".join(lines) + "\n", "utf-8")
-
-
-write_reasons()
 
 project = "saltext-kgraft"
 version = release = re.search(

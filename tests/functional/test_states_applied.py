@@ -155,7 +155,9 @@ def test_a_stopped_process_is_told_how_to_go_on(machine):
     timed_out = machine.applied(version="2", timeout=1, poke_after=0)
 
     assert timed_out.result is False
-    assert f"stopped: sleep ({sleeper.pid}): continue it (kill -CONT PID)" in timed_out.comment
+    assert f"- sleep ({sleeper.pid}): It is stopped, by SIGSTOP or at a terminal. Ask who stopped it; continue it" in (
+        timed_out.comment
+    )
 
 
 def test_settle_false_leaves_the_waiting_to_others(machine):

@@ -169,10 +169,10 @@ def test_the_events_arrive_as_the_manual_shows_them(kernel, ear, patch):
         module,
         [module],
     )
-    assert set(stuck) == EVERY_EVENT | {"seconds", "times", "tasks", "count", "complete"}
+    assert set(stuck) == EVERY_EVENT | {"seconds", "times", "tasks", "count", "complete", "note"}
     assert (stuck["count"], stuck["complete"]) == (1, True)
     [task] = stuck["tasks"]
-    assert set(task) == {"pid", "tids", "name", "user", "unit", "letter", "kind", "start_time"}
+    assert set(task) == {"pid", "tids", "name", "user", "unit", "letter", "kind", "start_time", "why", "help"}
     assert (task["pid"], task["name"], task["kind"], task["unit"]) == (731, "nfsd", "kernel", "nfs.service")
     assert set(finished) == EVERY_EVENT | {"seconds", "observed"}
     assert finished["observed"] is True

@@ -33,7 +33,9 @@ def others(kgraft):
 OFFERED = {"versions": ["10-2.1"], "newest": "10-2.1", "as_of": "2026-11-23 02:10", "unread": ["far: it is away"]}
 
 
-def test_all_that_is_known_is_in_one_answer(kernel, kgraft, others):
+def test_all_that_is_known_is_in_one_answer(kernel, kgraft, others, monkeypatch):
+    monkeypatch.setenv("TZ", "XXX-2")  # two hours east
+    time.tzset()
     kernel.patch("kgraft-patch-9-2_2")
     others(
         kgraft_pkg__available=OFFERED,
@@ -57,7 +59,7 @@ def test_all_that_is_known_is_in_one_answer(kernel, kgraft, others):
         "name": "kgraft-patch-x",
         "installed": "9-2.2",
         "newest": "10-2.1",
-        "as_of": "2026-11-23 02:10",
+        "as_of": "2026-11-23T00:10:00Z",
     }
     assert (told["supported_until"], told["reboot"]) == ("2026-12-31", {"verdict": "not needed"})
     assert (told["blocking"], told["notes"]) == (None, ["far: it is away"])

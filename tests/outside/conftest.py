@@ -1,0 +1,27 @@
+"""
+What other programs make of what we write. They are Debian's, fetched by apt and unpacked in the cache, never installed.
+
+``promtool``   the path of Prometheus's own checker
+"""
+
+import os
+import subprocess
+
+import pytest
+
+from tests.kernel import debian
+
+
+@pytest.fixture(scope="session")
+def promtool():
+    root = debian.CACHE.parent / "outside"
+    with debian.locked():
+        program = root / f"prometheus-{debian.version('prometheus')}" / "usr/bin/promtool"
+        if not program.exists():
+            [package] = debian.download(["prometheus"], root / "download")
+            program.parents[2].mkdir(parents=True, exist_ok=True)
+            files = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE, check=True).stdout
+            unpack = ["tar", "-x", "-C", program.parents[2], "./usr/bin/promtool"]
+            subprocess.run(unpack, input=files, check=True)
+    assert os.access(program, os.X_OK)
+    return program
