@@ -76,7 +76,7 @@ def exceptions(path, now):
     for machine, entry in told.items():
         entry = entry if isinstance(entry, dict) else {}
         told[machine] = {key: str(entry.get(key) or "") for key in ("reason", "by", "until")}
-        if "" in told[machine].values() or moment(told[machine]["until"] + " 00:00") is None:
+        if "" in told[machine].values() or moment(told[machine]["until"] + "T00:00:00Z") is None:
             raise ValueError(f"kgraft.exceptions: {path}: {line(machine)} needs {{reason, by, until: 2026-12-31}}")
     today = str(datetime.date.fromtimestamp(now))
     return told, {machine for machine, entry in told.items() if entry["until"] < today}
@@ -98,16 +98,12 @@ def line(value, most=160):
 
 
 def moment(text):
-    """
-    A time as this project writes it, in seconds; None if it is none. ``2026-11-23T02:10:00Z``; a package's ``as_of``,
-    ``2026-11-23 02:10``, is a local time.
-    """
-    for form, zone in (("%Y-%m-%dT%H:%M:%SZ", datetime.timezone.utc), ("%Y-%m-%d %H:%M", None)):
-        try:
-            return datetime.datetime.strptime(text, form).replace(tzinfo=zone).timestamp()
-        except (TypeError, ValueError, OverflowError, OSError):
-            continue
-    return None
+    """A time as machines write it, ``2026-11-23T02:10:00Z``, in seconds; None if it is none."""
+    try:
+        when = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
+    except (TypeError, ValueError):
+        return None
+    return when.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
 def names(machines, most=10):

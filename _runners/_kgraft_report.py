@@ -25,7 +25,7 @@ VERDICTS = (  # by urgency
     (3, "Good so far: but not all machines gave an answer."),
     (0, "Good: every machine that was asked is applied and settled."),
 )
-DAY = 24 * 3600
+HOUR = 3600
 
 # kept of an answer
 KEPT = ("running", "kernelrelease", "boot_id", "observed", "supported_until")
@@ -80,8 +80,8 @@ def by_packages(told, limits, now):
         ("unpatched", "loaded, not installed", order(newest) >= order(running) > order(installed)),
         ("doubtful", "no repository offers a live patch", newest is None),
         ("doubtful", words, unread),
-        # a clock that is wrong makes no list fresh; a day, since as_of has no time zone
-        ("doubtful", "the repositories' lists are too old", not -DAY <= age <= limits.max_metadata_age),
+        # a clock that is wrong makes no list fresh
+        ("doubtful", "the repositories' lists are too old", not -HOUR <= age <= limits.max_metadata_age),
         ("end of support past", "since " + until, until and until < str(today)),
         ("end of support near", "on " + until, until and until <= str(today + datetime.timedelta(limits.support_days))),
         ("settled", running, True),

@@ -77,6 +77,7 @@ class Site:
             ret_port=answer,
             auto_accept=True,
             worker_threads=2,
+            runner_dirs=[str(REPO / "_runners")],
             **common,
         )
         self._configure(
@@ -153,6 +154,13 @@ class Site:
                 raise
         print(f"{cut(text.rstrip(), only)}\n", flush=True)
         return text
+
+    def report(self):
+        show("salt-run kgraft.report")
+        command = [BIN / "salt-run", "-c", self.directory, "kgraft.report"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120)
+        print(done.stdout, flush=True)
+        return done.stdout
 
     def running(self, function):
         """Whether the minion or a salt-call is at it, by the notes that both make of their work (saltutil.running)."""
@@ -253,6 +261,10 @@ def main():
                 f"salt/beacon/demo/kgraft/{tag}: {data['patch']} {data['direction']}{seconds}{names and ': ' + names}"
             )
         expect(" ".join(tag for tag, _ in site.events()), "started stuck", "finished")
+
+        print()
+        say("A fleet of one machine, as its master sees it: nobody is missing, and it ends with exit code 0.")
+        expect(site.report(), "1 settled             10-2.1", "1 asked", "Good: ")
     print(f"\nThe demonstration took {time.monotonic() - began:.0f} s.")
 
 

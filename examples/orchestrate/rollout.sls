@@ -4,8 +4,12 @@
     salt-run state.orchestrate examples.orchestrate.rollout pillar='{"rollout": "2026-12"}'
 
   No batch: in a batch Salt loses machines (docs/roll-out.md). Each wave is a list of names, so who is down is a failure.
+
+  With kgraft_gate in the master's configuration, a URL, a wave begins only if it answers [], as an alert manager does
+  that has no alert: https://alerts.example.com/api/v2/alerts?active=true&silenced=false
 #}
 {% set told = salt['saltutil.runner']('kgraft.plan', kwarg={'name': pillar.get('rollout')}) %}
+{% set gate = opts.get('kgraft_gate') %}
 {% if told is not mapping or told['plan'] is not mapping %}
 no plan:
   test.fail_without_changes:
@@ -14,29 +18,23 @@ no plan:
 {% set plan = told['plan'] %}
 {% for wave in told['waves'] %}
 {% set number = wave['number'] %}
-{% set soaked = 'wave ' ~ loop.previtem['number'] ~ ' had time to show trouble' if loop.previtem is defined else None %}
-{% if soaked and opts.get('kgraft_gate') %}
+{% set before = [{'module': 'wave ' ~ loop.previtem['number'] ~ ' had time to show trouble'}] if not loop.first else [] %}
+{% if gate %}
 {{ ('no alert before wave ' ~ number) | json }}:
   http.query:
-    - name: {{ opts['kgraft_gate'] | json }}
+    - name: {{ gate | json }}
     - status: 200
     - match: '^\[\]\s*$'
     - match_type: pcre
-    - require:
-      - module: {{ soaked | json }}
+    - require: {{ before | json }}
+{% set before = [{'http': 'no alert before wave ' ~ number}] %}
 {% endif %}
 
 {{ ('wave ' ~ number ~ ' may begin') | json }}:
   salt.runner:
     - name: kgraft.wave
     - arg: {{ [plan['name'], number] | json }}
-    {% if soaked %}
-    - require:
-      - module: {{ soaked | json }}
-      {% if opts.get('kgraft_gate') %}
-      - http: {{ ('no alert before wave ' ~ number) | json }}
-      {% endif %}
-    {% endif %}
+    - require: {{ before | json }}
 
 {{ ('wave ' ~ number ~ ' is patched') | json }}:
   salt.state:

@@ -493,11 +493,17 @@ patched:
 
 
 def test_the_example_with_its_pillar_takes_a_machine_all_the_way(machine):
-    dry, first, second = (machine.run_sls("kgraft", test=test) for test in (True, False, False))
+    dry, first = (machine.run_sls("kgraft", test=test) for test in (True, False))
+    machine.minion.modules.kgraft.wait(timeout=60)
+    late = machine.run_sls("kgraft.later")["no transition runs"]
+    second = machine.run_sls("kgraft")
 
     assert [result.result for result in dry.values()] == [None, None]
     assert [result.result for result in first.values()] == [True, True]
-    assert first["kernel is patched"].changes["kgraft_patch_10_2_1"] == {"old": None, "new": "applied"}
+    assert "settles without being waited for" in first["kernel is patched"].comment
+    assert first["kernel is patched"].changes["kgraft_patch_10_2_1"]["old"] is None
+    assert machine.patches()["kgraft_patch_10_2_1"] == "applied"
+    assert (late.result, late.changes) == (True, {})
     assert [(result.result, result.changes) for result in second.values()] == [(True, {}), (True, {})]
 
 

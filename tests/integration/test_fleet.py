@@ -5,11 +5,13 @@ Their packages are pretended: what is installed stands in a file beside the kern
 """
 
 import concurrent.futures
+import http.server
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -80,8 +82,35 @@ def exceptions(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def master(salt_factories, file_root, exceptions):
+def alerts():
+    """What stands for an alert manager: a list of alerts, at ``alerts.url``."""
+
+    class Alerts(list):
+        pass
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(alerts).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    alerts = Alerts()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        alerts.url = f"http://127.0.0.1:{server.server_port}/"
+        yield alerts
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def master(salt_factories, file_root, exceptions, alerts):
     options = {"file_roots": {"base": [str(file_root)]}, "kgraft.exceptions": str(exceptions), "external_auth": EAUTH}
+    options["kgraft_gate"] = alerts.url
     factory = salt_factories.salt_master_daemon(
         random_string("fleet-master-"), overrides={**MASTER, **LIMITS, **options}
     )
@@ -255,15 +284,13 @@ def killed_in_mid_wave(machine):
 
 
 @pytest.mark.smoke
-def test_a_rollout_loses_no_machine_and_its_second_run_finishes(fleet, master, run, carry_out):
+def test_a_rollout_loses_no_machine_and_its_second_run_finishes(fleet, master, run, carry_out, alerts):
     """One is slower than its wave's time-out, one sticks, one is killed, one is down from the beginning."""
     slow, sticks, killed, last = fleet
     for machine in fleet:
         machine.up()
         machine.be("1-1.1")
-    keys = pathlib.Path(master.config["pki_dir"]) / "minions"
-    off = keys / "off"
-    shutil.copy(keys / last.id, off)
+    off = pathlib.Path(master.config["pki_dir"]) / "minions" / "off"
     sticks.kernel.task(731, "nfsd", kthread=True, blocking=True)
     sticks.kernel.start("kgraft-patch-2-2_1")
     options = [
@@ -277,9 +304,16 @@ def test_a_rollout_loses_no_machine_and_its_second_run_finishes(fleet, master, r
     ]
     with master.state_tree.base.temp_file("patched.sls", PATCHED), concurrent.futures.ThreadPoolExecutor() as threads:
         plan = run("kgraft.plan", "*", "name=2026-12", f"canaries={slow.id}", *options)
-        assert (plan.returncode, plan.data["plan"]["left_out"]) == (3, ["off"])
+        assert (plan.returncode, plan.data["plan"]["left_out"]) == (0, [])
         assert plan.data["plan"]["waves"] == [[slow.id], [sticks.id, killed.id], [last.id]]
 
+        alerts.append("a database is down")
+        held_back = carry_out("2026-12")
+        assert (held_back.returncode, held_back.results["wave 1 may begin"]) == (1, False)
+        assert run("kgraft.rollout", "2026-12").data["counts"] == {"untouched": 4}
+
+        alerts.clear()
+        shutil.copy(off.parent / last.id, off)
         dead = threads.submit(killed_in_mid_wave, killed)
         first = carry_out("2026-12")
         dead.result()

@@ -11,13 +11,18 @@ BLOCK = re.compile(r"<!-- scene: (.*?) -->\n+```console\n(.*?)^```", re.MULTILIN
 COMMAND = re.compile(r"^\$ salt (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 
 
-def _held_up(kernel):
-    kernel.start("kgraft-patch-2-2_1")
+def _held_up(make_kernel, patch="kgraft-patch-2-2_1", **generation):
+    kernel = make_kernel(**generation)
+    kernel.start(patch)
     kernel.task(731, "nfsd", blocking=True, kthread=True, stack="[<0>] svc_recv+0x6b/0x90 [sunrpc]\n")
     kernel.task(4711, "hdbindexserver", blocking=True, unit="sapinit.service", threads={4712: {"blocking": True}})
 
 
-SCENES = {"held up": _held_up}
+def _on_15(make_kernel):
+    _held_up(make_kernel, "livepatch_14_150500_2_1", abi="livepatch", release="5.14.21-150500.55.110-default")
+
+
+SCENES = {"held up": _held_up, "held up, SLES 15": _on_15}
 
 
 def _commands():
@@ -28,8 +33,8 @@ def _commands():
 
 
 @pytest.mark.parametrize(("scene", "command", "output"), _commands())
-def test_what_the_manual_shows_is_what_is_printed(salt_cli, minion, kernel, scene, command, output):
-    SCENES[scene](kernel)
+def test_what_the_manual_shows_is_what_is_printed(salt_cli, minion, make_kernel, scene, command, output):
+    SCENES[scene](make_kernel)
     _, *words = shlex.split(command)  # whatever the target: here only one minion listens for sure
     if not any(word.startswith("--out") for word in words):
         words.append("--out=nested")  # Salt's own default; the factories' is json

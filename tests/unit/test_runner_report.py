@@ -6,17 +6,18 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("utc")
+
 NOW = calendar.timegm((2026, 11, 23, 12, 0, 0))
 VERSION = "0.1.0"
 
 
-def ago(seconds, form="%Y-%m-%dT%H:%M:%SZ", clock=time.gmtime):
-    return time.strftime(form, clock(NOW - seconds))
+def ago(seconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW - seconds))
 
 
 def package(**changes):
-    as_of = ago(3600, "%Y-%m-%d %H:%M", time.localtime)  # a local time
-    return {"name": "kgraft-patch-x", "installed": "9-2.2", "newest": "9-2.2", "as_of": as_of, **changes}
+    return {"name": "kgraft-patch-x", "installed": "9-2.2", "newest": "9-2.2", "as_of": ago(3600), **changes}
 
 
 def overview(**changes):
@@ -89,8 +90,7 @@ NOT_LOADED = "kgraft_pkg.available is not loaded here"
 NO_PACKAGE = (
     "kgraft_pkg.available: No live-patch package can exist for kernel 6.1: it is not named as SUSE names kernels"
 )
-OLD = ago(90000, "%Y-%m-%d %H:%M", time.localtime)
-AHEAD = ago(-200000, "%Y-%m-%d %H:%M", time.localtime)
+OLD, AHEAD = ago(90000), ago(-4000)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ HOSTILE = [
     "\x1b[2J\x00\r\n\u2028\u202ex",
     "1-1\n2-2",
     "0001-01-01T00:00:00Z",
-    "9999-12-31 23:59",
+    "9999-12-31T23:59:59Z",
     [],
     ["x", 1],
     {},

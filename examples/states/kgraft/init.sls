@@ -1,4 +1,4 @@
-# Take a machine from no repository to a patch that every task runs.
+# Take a machine from no repository to a patch that is loaded and settling.
 # What differs from machine to machine stands in the pillar: ../pillar/kgraft.sls
 {% set kgraft = salt["pillar.get"]("kgraft", {}) %}
 
@@ -14,6 +14,8 @@ live patches are offered:
 kernel is patched:
   kgraft.applied:
     - version: {{ kgraft.get("version", "latest") | json }}
+    # not waited for here, where a highstate would wait, too: the beacon or later.sls judges the end, a roll-out waits
+    - settle: {{ kgraft.get("settle", False) | json }}
     - timeout: {{ kgraft.get("timeout", 300) | json }}
     - poke_after: {{ kgraft.get("poke_after") | json }}
     - protect: {{ kgraft.get("protect") | json }}

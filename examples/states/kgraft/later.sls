@@ -1,4 +1,4 @@
-# Where a long state run is in the way: install and load, and leave the end to the beacon or to kgraft.settled.
-kernel is being patched:
-  kgraft.applied:
-    - settle: False
+# The judge of init.sls, which does not wait: fails while a transition runs, and names who blocks. For Salt's schedule.
+no transition runs:
+  kgraft.settled:
+    - timeout: 1

@@ -4,7 +4,3 @@ kgraft:
     4.4.180-94.100-default: '>=2'
     4.4.180-94.97-default: '6-2.1'
   timeout: 600
-  # after two minutes, move those that only sleep across; never the database's
-  poke_after: 120
-  protect:
-    - unit:postgresql*
