@@ -27,8 +27,6 @@ import re
 import sys
 import time
 
-import salt.utils.atomicfile
-import salt.utils.files
 import salt.utils.platform
 import salt.utils.yaml
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -414,7 +412,7 @@ def overview(names=False):
     told["running"] = next(filter(None, map(kernel.version, reversed(seen["active"]))), None)
     if seen["state"] == "in_progress":
         told["since"] = _since(seen)
-        notes += [] if told["since"] else ["Since when it runs is not known: the beacon kgraft has not seen it"]
+        notes += [] if told["since"] else ["Since when it runs is not known: no memory of the beacon kgraft tells it"]
         held = blocking()
         if held["state"] == "ready":
             return overview(names)
@@ -471,9 +469,7 @@ def support():
         "notes": notes,
     }
     path = os.path.join(__opts__["cachedir"], "kgraft_support.yaml")
-    with salt.utils.files.set_umask(0o077):
-        with salt.utils.atomicfile.atomic_open(path, "w") as file:
-            salt.utils.yaml.safe_dump(told, file, default_flow_style=False)
+    files.replace(path, salt.utils.yaml.safe_dump(told, default_flow_style=False), 0o600)
     return {"path": path, "notes": notes}
 
 
@@ -482,9 +478,10 @@ def _kernel_log(notes):
     if _root() != "/":
         notes.append(f"The kernel's log is that of /, and kgraft.root is {_root()}: it was left out")
         return None
-    answer = __salt__["cmd.run_all"](["dmesg"], python_shell=False, output_loglevel="quiet", timeout=20)
-    if answer["retcode"]:
-        notes.append("dmesg: {}".format(answer["stderr"] or answer["stdout"]))
+    options = {"python_shell": False, "output_loglevel": "quiet", "ignore_retcode": True, "timeout": 20}
+    answer = _ask_others("cmd.run_all", notes, cmd=["dmesg"], **options)
+    if answer is None or answer["retcode"] != 0:
+        notes += ["dmesg: {}".format(files.text(answer["stderr"] or answer["stdout"]))] if answer else []
         return None
     lines = [files.text(line) for line in answer["stdout"].splitlines()]
     # the kernel's own command line may hold what is secret
