@@ -81,7 +81,7 @@ def exceptions(path, now):
             told = salt.utils.yaml.safe_load(file) or {}
         for machine in sorted(told):
             entry = told[machine] = {key: str(told[machine][key]) for key in ("reason", "by", "until")}
-            if moment(entry["until"] + " 00:00") is None or "" in entry.values():
+            if moment(entry["until"] + "T00:00:00Z") is None or "" in entry.values():
                 raise ValueError(f"{machine} is excepted until {entry['until']!r}")
     except (OSError, ValueError, TypeError, KeyError, salt.utils.yaml.YAMLError) as err:
         why = f"{path}: {line(err)}; it must be machine: {{reason, by, until: 2026-12-31}}"
@@ -106,16 +106,12 @@ def line(value, most=160):
 
 
 def moment(text):
-    """
-    A time as this project writes it, in seconds; None if it is none. ``2026-11-23T02:10:00Z``; a package's ``as_of``,
-    ``2026-11-23 02:10``, is a local time.
-    """
-    for form, zone in (("%Y-%m-%dT%H:%M:%SZ", datetime.timezone.utc), ("%Y-%m-%d %H:%M", None)):
-        try:
-            return datetime.datetime.strptime(text, form).replace(tzinfo=zone).timestamp()
-        except (TypeError, ValueError, OverflowError, OSError):
-            continue
-    return None
+    """A time as machines write it, ``2026-11-23T02:10:00Z``, in seconds; None if it is none."""
+    try:
+        told = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
+        return told.replace(tzinfo=datetime.timezone.utc).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def names(machines, most=10):

@@ -15,14 +15,14 @@ BLOCK = re.compile(r"<!-- fleet -->\n+```console\n(.*?)^```", re.MULTILINE | re.
 COMMAND = re.compile(r"^\$ salt-run (kgraft.*)\n((?:(?!\$ ).*\n)*)(?:^\$ echo \$\?\n(\d)\n)?", re.MULTILINE)
 AGENT = "A program of eBPF is on its stack, such as a security or tracing agent attaches (fexit, fmod_ret)"
 EXCEPTIONS = """\
-lab1: {reason: waits for a new power supply, by: m.huber, until: 2026-11-29}
-lab2: {reason: waits for a new power supply, by: m.huber, until: 2026-11-29}
-db12: {reason: is taken down in November, by: m.huber, until: 2026-11-20}
+lab1: {reason: waits for a new power supply, by: dba-team, until: 2026-11-29}
+lab2: {reason: waits for a new power supply, by: dba-team, until: 2026-11-29}
+db12: {reason: is taken down in November, by: dba-team, until: 2026-11-20}
 """
 
 
 def running(version, newest, **changes):
-    as_of = ago(9 * 3600, "%Y-%m-%d %H:%M", time.gmtime)
+    as_of = ago(9 * 3600, "%Y-%m-%dT%H:%M:00Z")
     return overview(running=version, package=package(installed=version, newest=newest, as_of=as_of, **changes))
 
 

@@ -10,13 +10,12 @@ NOW = calendar.timegm((2026, 11, 23, 12, 0, 0))
 VERSION = "0.1.0"
 
 
-def ago(seconds, form="%Y-%m-%dT%H:%M:%SZ", clock=time.gmtime):
-    return time.strftime(form, clock(NOW - seconds))
+def ago(seconds, form="%Y-%m-%dT%H:%M:%SZ"):
+    return time.strftime(form, time.gmtime(NOW - seconds))
 
 
 def package(**changes):
-    as_of = ago(3600, "%Y-%m-%d %H:%M", time.localtime)  # a local time
-    return {"name": "kgraft-patch-x", "installed": "9-2.2", "newest": "9-2.2", "as_of": as_of, **changes}
+    return {"name": "kgraft-patch-x", "installed": "9-2.2", "newest": "9-2.2", "as_of": ago(3600), **changes}
 
 
 def overview(**changes):
@@ -89,8 +88,7 @@ NOT_LOADED = "kgraft_pkg.available is not loaded here"
 NO_PACKAGE = (
     "kgraft_pkg.available: No live-patch package can exist for kernel 6.1: it is not named as SUSE names kernels"
 )
-OLD = ago(90000, "%Y-%m-%d %H:%M", time.localtime)
-AHEAD = ago(-200000, "%Y-%m-%d %H:%M", time.localtime)
+OLD, AHEAD = ago(90000), ago(-100)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +118,11 @@ AHEAD = ago(-200000, "%Y-%m-%d %H:%M", time.localtime)
         (overview(package=package(as_of=OLD)), "doubtful", "lists are too old"),
         (overview(package=package(as_of=None)), "doubtful", "lists are too old"),
         (overview(package=package(as_of="soon")), "doubtful", "lists are too old"),
+        (overview(package=package(as_of="2026-11-23 11:00")), "doubtful", "lists are too old"),
+        # the machine's own clock, years behind: only its own two times are compared
+        (overview(observed="1970-01-01T02:00:00Z", package=package(as_of="1970-01-01T01:00:00Z")), "settled", "9-2.2"),
+        (overview(observed="1970-01-03T02:00:00Z", package=package(as_of="1970-01-01T01:00:00Z")), "doubtful", "old"),
+        (overview(package=package(as_of=ago(-30))), "settled", "9-2.2"),
         (overview(package=package(as_of=AHEAD)), "doubtful", "lists are too old"),
         (overview(package=package(as_of=OLD), supported_until="2026-01-01"), "doubtful", "lists are too old"),
         (
