@@ -1,11 +1,8 @@
 """The beacon's events as a master hears them, from a minion that is refreshed, restarted and killed."""
 
-import ctypes
 import datetime
 import itertools
-import os
 import random
-import select
 import time
 import uuid
 
@@ -15,10 +12,9 @@ from saltfactories.utils import random_string
 
 from lab.files import Kernel
 from tests.integration.conftest import MINION
+from tests.support.opens import wait_for_opens
 
 EVERY_EVENT = {"transition", "abi", "direction", "patch", "active", "kernelrelease", "boot_id", "id", "_stamp"}
-IN_OPEN = 0x20
-INOTIFY_EVENT = 16  # bytes, for a watched file
 
 
 class Ear:
@@ -67,20 +63,9 @@ def until(question, what, deadline=120):
     return answer
 
 
-def after_looks(kernel, count=3, deadline=120):
-    """Return when the beacon has looked ``count`` times more, as the kernel tells of a file that each look opens."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    watch = libc.inotify_init1(0)
-    try:
-        path = os.fsencode(kernel.root / "proc/sys/kernel/random/boot_id")
-        assert watch >= 0 and libc.inotify_add_watch(watch, path, IN_OPEN) >= 0, os.strerror(ctypes.get_errno())
-        end = time.monotonic() + deadline
-        while count > 0:
-            readable, _, _ = select.select([watch], [], [], max(0, end - time.monotonic()))
-            assert readable, "the beacon does not look"
-            count -= len(os.read(watch, 4096)) // INOTIFY_EVENT
-    finally:
-        os.close(watch)
+def after_looks(kernel, count=3):
+    """Return when the beacon has looked ``count`` times more."""
+    wait_for_opens(kernel.root / "proc/sys/kernel/random/boot_id", count)
 
 
 @pytest.fixture(scope="module")
