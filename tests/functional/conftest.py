@@ -35,7 +35,7 @@ class Options(dict):
 
 @pytest.fixture(scope="session")
 def make_loaders(salt_factories, file_root, tmp_path_factory):
-    """Return ``make_loaders(**options)``; takes a second, so make one per file, not one per test."""
+    """Return ``make_loaders(**options)``; takes a second, so use ``loaders`` or ``suse_loaders`` where they will do."""
 
     def make(**options):
         minion = salt_factories.salt_minion_daemon(
@@ -47,7 +47,8 @@ def make_loaders(salt_factories, file_root, tmp_path_factory):
                 **options,
             },
         )
-        loaders = Loaders(minion.config.copy())
+        # Salt keeps one module of a name, with the options of who loaded it last: each minion has names of its own
+        loaders = Loaders(minion.config.copy(), loaded_base_name=minion.id)
         loaders.opts = Options(loaders.opts)
         return loaders
 
