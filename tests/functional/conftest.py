@@ -7,11 +7,20 @@ Salt's real loader on our checkout, with no daemon.
 """
 
 import pathlib
+from unittest import mock
 
 import pytest
 import salt.loader
+import salt.utils.event
 from saltfactories.utils import random_string
 from saltfactories.utils.functional import Loaders
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_bus():
+    """No daemon, so no event bus: without this, Salt would try without a pause, for a second, to reach one."""
+    with mock.patch.object(salt.utils.event.SaltEvent, "connect_pull", autospec=True, return_value=False):
+        yield
 
 
 class Options(dict):
