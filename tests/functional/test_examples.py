@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from saltfactories.utils import random_string
 
 from lab.files import Kernel
-from tests.conftest import REPO
+from tests.support.load import REPO
 
 EXAMPLES = REPO / "examples"
 MASTER = yaml.safe_load((EXAMPLES / "reactor" / "master.conf").read_text("utf-8"))

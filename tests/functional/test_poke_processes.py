@@ -17,7 +17,7 @@ import pytest
 from salt.exceptions import CommandExecutionError
 
 from lab import Lab, procfs, samples, wait_until
-from tests.conftest import load_file
+from tests.support.load import load_file
 from tests.support.poke_rounds import TRAPS, letters, switches
 from tests.support.soak import rounds
 

@@ -140,7 +140,7 @@ def test_on_a_minion_that_keeps_its_master(lab, first_process, master, file_root
 WHO_POKES = """
 import json, os, sys
 from lab import wait_until
-from tests.conftest import load_file
+from tests.support.load import load_file
 kgraft = load_file("_modules/kgraft.py", __opts__={"kgraft.root": sys.argv[1]})
 print(os.getpid(), flush=True)
 sys.stdin.readline()
