@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError
 
 from lab.files import Kernel, module_name
 from lab.rules import Rules
-from tests.conftest import load_file
+from tests.support.load import load_file
 from tests.support.packages import ARCH, KERNEL, KERNEL_15, package_name
 
 OFFERED = {
