@@ -26,7 +26,7 @@ MASTER = yaml.safe_load((EXAMPLES / "reactor" / "master.conf").read_text("utf-8"
 TEMPLATES = {
     str(path.relative_to(EXAMPLES)): path.read_text("utf-8")
     for path in sorted(EXAMPLES.rglob("*"))
-    if path.is_file() and re.search("^#!|{[{%]", path.read_text("utf-8"))
+    if path.is_file() and re.search("^#!(?!/)|{[{%]", path.read_text("utf-8"))
 }
 
 # -- what is harmless
