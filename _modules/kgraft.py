@@ -50,7 +50,8 @@ files = _room("files")
 kernel = _room("kernel", files=files)
 tasks = _room("tasks", files=files, kernel=kernel)
 poker = _room("poker")
-poking = _room("poke", files=files, tasks=tasks, poker=poker)
+prober = _room("prober")
+poking = _room("poke", files=files, tasks=tasks, poker=poker, prober=prober)
 reasons = _room("reasons", files=files, kernel=kernel, tasks=tasks, poking=poking)
 
 
@@ -537,12 +538,13 @@ def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=Fa
     stop for good.
 
     Only threads that sleep are moved. Never poked: kernel threads, traced,
-    stopped, uninterruptible and running ones, zombies, the protected; by
-    signals also pid 1, this process and its ancestors, and the minion. By
-    tracing those come last, for on kernels that send no signal themselves they
-    are what is left. Right before, a process must still block and have the same
-    start time under ``kgraft.root`` and in this machine's ``/proc``, so that a
-    reused pid or a recorded tree never leads to a stranger.
+    stopped, uninterruptible and running ones, zombies, the protected, probes
+    (``kgraft_probe``) and what they have started; by signals also pid 1, this
+    process and its ancestors, and the minion. By tracing those come last, for
+    on kernels that send no signal themselves they are what is left. Right before, a
+    process must still block and have the same start time under ``kgraft.root``
+    and in this machine's ``/proc``, so that a reused pid or a recorded tree
+    never leads to a stranger.
 
     Kernels with livepatch, and kGraft's from April 2015 on, wake sleepers
     themselves: there a poke only makes it sooner. Programs that take EINTR for

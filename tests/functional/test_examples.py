@@ -29,7 +29,7 @@ TEMPLATES = {
     str(path.relative_to(EXAMPLES)): path.read_text("utf-8")
     for path in sorted(EXAMPLES.rglob("*"))
     # what stands in double braces for Prometheus and Grafana is nothing that Salt renders
-    if path.is_file() and path.parent.name != "prometheus" and re.search("^#!|{[{%]", path.read_text("utf-8"))
+    if path.is_file() and path.parent.name != "prometheus" and re.search("^#!(?!/)|{[{%]", path.read_text("utf-8"))
 }
 
 # -- what is harmless
