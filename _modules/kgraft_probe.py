@@ -33,14 +33,18 @@ counts such connections, and logs them.
 """
 
 import contextlib
+import importlib.util
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 import time
 
-from salt.exceptions import SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+log = logging.getLogger(__name__)
 
 __virtualname__ = "kgraft_probe"
 
@@ -53,6 +57,19 @@ FORMS = {
     None: "one of exec, tcp and reachable, and beside it a name at most",
 }
 _processes = {}
+
+
+def _room(name, **others):
+    """Execute the private sibling ``_kgraft_<name>.py``, which gets ``others`` first (docs/architecture.md, Rooms)."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"_kgraft_{name}.py")
+    spec = importlib.util.spec_from_file_location(f"{__name__}_{name}", path)
+    room = importlib.util.module_from_spec(spec)
+    vars(room).update(others)
+    spec.loader.exec_module(room)
+    return room
+
+
+files = _room("files")
 
 
 def __virtual__():
@@ -137,12 +154,14 @@ def start(probes, rest=0, test=False):
     return started
 
 
-def stop(started):
+def stop(started, keep=False):
     """
     Stop probes.
 
     started
         What :py:func:`start` returned, in the same process.
+    keep
+        Keep the figures in the minion's cache directory, for :py:func:`last`. The states do. Default: False
 
     Returns the figures, as :py:func:`run` does.
 
@@ -165,7 +184,40 @@ def stop(started):
             process.kill()
             told = process.communicate()[0]
         seen[name] = json.loads(told.decode()) if told else None
+    if keep:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        try:
+            files.replace(_kept(), json.dumps({"at": at, "probes": seen}), 0o640)
+        except OSError as err:
+            log.warning("%s", err)
     return seen
+
+
+def last():
+    """
+    Return what was seen while a state ran last: ``{'at': '2026-11-23T02:10:00Z', 'probes': …}``, the time of its end
+    and figures as of :py:func:`run`; None if there was no such run.
+
+    Raises ``CommandExecutionError`` if that cannot be read.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_probe.last
+    """
+    try:
+        with open(_kept(), encoding="utf-8") as file:
+            told = json.load(file)
+            return {key: told[key] for key in ("at", "probes")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as err:
+        raise CommandExecutionError(f"Cannot read {_kept()}: {err}") from err
+
+
+def _kept():
+    return os.path.join(__opts__["cachedir"], "kgraft_probe.json")
 
 
 def _orders(probes):

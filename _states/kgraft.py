@@ -312,7 +312,7 @@ def _probed(run, steps, act, *arguments):
     try:
         return act(*arguments)
     finally:
-        run.seen = __salt__["kgraft_probe.stop"](started)
+        run.seen = __salt__["kgraft_probe.stop"](started, keep=True)
 
 
 def _tell_gaps(run, ret):

@@ -3,11 +3,13 @@ Probes: the figures that come of given times, and what is refused. Real services
 ``tests/functional/test_kgraft_probe.py``.
 """
 
+import calendar
 import inspect
 import sys
+import time
 
 import pytest
-from salt.exceptions import SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 PROGRAM = sys.executable
 TCP = {"address": "localhost:6379", "send": "PING", "expect": "PONG"}
@@ -177,6 +179,26 @@ def test_where_no_process_can_be_started_nothing_is_known_and_nothing_fails(prob
 
     monkeypatch.setattr(probe.subprocess, "Popen", fails)
     assert probe.run([{"tcp": TCP}], seconds=0.01) == {"localhost:6379": None}
+
+
+def test_what_a_state_saw_last_is_kept_and_what_is_no_such_file_is_named(load, tmp_path):
+    probe = load("_modules/kgraft_probe.py", __opts__={"cachedir": str(tmp_path)})
+    assert probe.last() is None
+    probe.stop({"x": None})
+    assert probe.last() is None
+    probe.stop({"x": None}, keep=True)
+    told = probe.last()
+    assert told == {"at": told["at"], "probes": {"x": None}}
+    assert abs(calendar.timegm(time.strptime(told["at"], "%Y-%m-%dT%H:%M:%SZ")) - time.time()) < 60
+    for text in ("", "{", "[]", "1", "{}", "\xff"):
+        (tmp_path / "kgraft_probe.json").write_text(text, "latin-1")
+        with pytest.raises(CommandExecutionError, match=r"Cannot read .*kgraft_probe\.json"):
+            probe.last()
+
+
+def test_figures_that_cannot_be_kept_are_told_all_the_same(load, tmp_path):
+    probe = load("_modules/kgraft_probe.py", __opts__={"cachedir": str(tmp_path / "none")})
+    assert probe.stop({"x": None}, keep=True) == {"x": None}
 
 
 def test_it_loads_on_linux_only(probe, monkeypatch):

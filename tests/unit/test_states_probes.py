@@ -29,8 +29,8 @@ class Probe:
             self.machine.now += rest
         return {NAME: None if test else 4711}
 
-    def stop(self, started):
-        assert started == {NAME: 4711}
+    def stop(self, started, keep=False):
+        assert (started, keep) == ({NAME: 4711}, True)
         self.calls.append(("stop", self.machine.now))
         return {NAME: self.figures}
 
