@@ -13,9 +13,8 @@ if typing.TYPE_CHECKING:  # handed in
 # What is told of a machine, in the order of the lines, and the exit code that it makes.
 # fmt: off
 CLASSES = {
-    "settled": 0, "done": 0, "end of support near": 0, "end of support past": 2, "unpatched": 2, "stuck": 4,
-    "in transition": 2, "doubtful": 2, "unavailable": 2, "without packages": 2, "not synced": 2, "failed": 2,
-    "untouched": 2, "no answer": 3, "missing": 3, "left out": 3, "gone": 0, "excepted": 0,
+    "settled": 0, "end of support near": 0, "end of support past": 2, "unpatched": 2, "stuck": 4, "in transition": 2,
+    "doubtful": 2, "unavailable": 2, "without packages": 2, "not synced": 2, "failed": 2, "no answer": 3, "excepted": 0,
 }
 # fmt: on
 SHOUTED = ("end of support past", "unpatched", "stuck", "failed")
@@ -71,7 +70,8 @@ def by_packages(told, limits, now):
         return ("without packages", none.group()) if none else ("doubtful", words)
     installed, newest, as_of = (package[key] for key in ("installed", "newest", "as_of"))
     # both by the machine's own clock, whatever it shows; a list may come while it looks
-    age = (fleets.moment(told["observed"]) or 0) - (fleets.moment(as_of) or 0)
+    observed, listed = fleets.moment(told["observed"]), fleets.moment(as_of)
+    fresh = None not in (observed, listed) and -60 <= observed - listed <= limits.max_metadata_age
     today = datetime.date.fromtimestamp(now)
     cases = (
         ("doubtful", words, any(note.startswith("kgraft_pkg.") for note in unread)),
@@ -81,7 +81,7 @@ def by_packages(told, limits, now):
         ("unpatched", "loaded, not installed", order(newest) >= order(running) > order(installed)),
         ("doubtful", "no repository offers a live patch", newest is None),
         ("doubtful", words, unread),
-        ("doubtful", "the repositories' lists are too old", as_of is None or not -60 <= age <= limits.max_metadata_age),
+        ("doubtful", "the repositories' lists are too old", not fresh),
         ("end of support past", "since " + until, until and until < str(today)),
         ("end of support near", "on " + until, until and until <= str(today + datetime.timedelta(limits.support_days))),
         ("settled", running, True),
@@ -155,7 +155,7 @@ def tell(found, asked, allowed=0):
         words = [why if len(groups) == 1 else f"{fleets.line(why, 80)}: {count}" for why, count in groups[:4]]
         words += [f"{len(groups) - 4} more reasons"] if len(groups) > 4 else []
         words = [" · ".join(words)] if sum(map(len, words)) < 90 else words
-        words += [fleets.names(ids)] if name not in ("settled", "done") else []
+        words += [fleets.names(ids)] if name != "settled" else []
         label = name.upper() if name in SHOUTED else name
         lines += [f"{len(ids):>4} {label:<19} {words[0]}", *(" " * 25 + each for each in words[1:])] if ids else []
     dates = [found[machine]["as_of"] for machine in of["settled"] if found[machine].get("as_of")]

@@ -123,6 +123,8 @@ OLD, AHEAD = ago(90000), ago(-100)
         (overview(observed="1970-01-01T02:00:00Z", package=package(as_of="1970-01-01T01:00:00Z")), "settled", "9-2.2"),
         (overview(observed="1970-01-03T02:00:00Z", package=package(as_of="1970-01-01T01:00:00Z")), "doubtful", "old"),
         (overview(package=package(as_of=ago(-30))), "settled", "9-2.2"),
+        (overview(observed="x", package=package(as_of="soon")), "doubtful", "lists are too old"),
+        (overview(observed="x"), "doubtful", "lists are too old"),
         (overview(package=package(as_of=AHEAD)), "doubtful", "lists are too old"),
         (overview(package=package(as_of=OLD), supported_until="2026-01-01"), "doubtful", "lists are too old"),
         (
