@@ -70,6 +70,8 @@ def _room(name, **others):
 
 
 files = _room("files")
+prober = _room("prober")
+SOURCE = prober.__loader__.get_source(prober.__name__)
 
 
 def __virtual__():
@@ -141,8 +143,7 @@ def start(probes, rest=0, test=False):
     orders = _orders(probes)
     if test:
         return dict.fromkeys(orders)
-    with open(os.path.join(os.path.dirname(__file__), "_kgraft_prober.py"), encoding="utf-8") as source:
-        command = [sys.executable, "-I", "-S", "-c", source.read(), str(os.getpid())]
+    command = [sys.executable, "-I", "-S", "-c", SOURCE, str(os.getpid())]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "bufsize": 0}
     begins, started = time.monotonic() + rest, dict.fromkeys(orders)
     for name, order in orders.items():
@@ -190,13 +191,15 @@ def stop(started, keep=False):
             files.replace(_kept(), json.dumps({"at": at, "probes": seen}), 0o640)
         except OSError as err:
             log.warning("%s", err)
+            with contextlib.suppress(OSError):  # older figures would be taken for these
+                os.unlink(_kept())
     return seen
 
 
 def last():
     """
     Return what was seen while a state ran last: ``{'at': '2026-11-23T02:10:00Z', 'probes': …}``, the time of its end
-    and figures as of :py:func:`run`; None if there was no such run.
+    and figures as of :py:func:`run`; None if none were kept.
 
     Raises ``CommandExecutionError`` if that cannot be read.
 

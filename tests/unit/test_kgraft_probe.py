@@ -201,6 +201,18 @@ def test_figures_that_cannot_be_kept_are_told_all_the_same(load, tmp_path):
     assert probe.stop({"x": None}, keep=True) == {"x": None}
 
 
+def test_where_figures_cannot_be_kept_no_older_ones_are_told_as_the_last(load, tmp_path, monkeypatch):
+    probe = load("_modules/kgraft_probe.py", __opts__={"cachedir": str(tmp_path)})
+    probe.stop({"x": None}, keep=True)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(probe.files.os, "replace", full)
+    probe.stop({"y": None}, keep=True)
+    assert probe.last() is None
+
+
 def test_it_loads_on_linux_only(probe, monkeypatch):
     assert probe.__virtual__() == "kgraft_probe"
     monkeypatch.setattr(probe.sys, "platform", "win32")
