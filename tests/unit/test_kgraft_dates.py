@@ -85,6 +85,7 @@ COMPLETE = "livepatch: 'livepatch_9_2_1': patching complete"
         ("kgraft", [APPLY, "kgr succeeded"], 1),  # older kernels
         ("kgraft", [OTHER, OK, APPLY, "kgr: still in progress after timeout, will keep trying every 2 seconds", OK], 4),
         ("kgraft", [APPLY, OK, BACK, OK, APPLY, OK], 5),
+        ("kgraft", [APPLY, OK, OK], 1),  # an end of something that the log does not name
         ("kgraft", [APPLY], None),
         ("kgraft", [OK], None),  # the log has lost what came before
         ("kgraft", [APPLY, BACK, OK], None),  # the end of the revert
