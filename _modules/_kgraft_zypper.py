@@ -46,7 +46,7 @@ INSTALLED = "(System Packages)"  # zypper's word for what no repository has
 
 Repository = collections.namedtuple("Repository", "alias name priority")
 Offer = collections.namedtuple("Offer", "package edition repository")
-Update = collections.namedtuple("Update", "name status severity reboot cves bugs")
+Update = collections.namedtuple("Update", "name status severity reboot cves bugs issued")
 
 
 def unsupported(os_family):
@@ -271,7 +271,9 @@ class Packages:
             bugs = ["bsc#" + number for kind, number in issues if kind == "bugzilla"]
             if node.get("status") != "retracted":
                 about = map(node.get, ("name", "status", "severity"))
-                found.append(Update(*about, node.get("restart") == "true", cves, bugs))
+                issued = node.find("issue-date")
+                issued = None if issued is None else int(issued.get("time_t", 0)) or None
+                found.append(Update(*about, node.get("restart") == "true", cves, bugs, issued))
         return found, unread
 
     def brought(self, *updates):

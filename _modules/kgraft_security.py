@@ -21,6 +21,13 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 __virtualname__ = "kgraft_security"
 
 _BUG = re.compile(r"\b(?:bsc|bnc|boo)#\d+")
+# livepatch names the patch at the end (kernel/livepatch/transition.c), kGraft when it begins (kernel/kgraft.c, where
+# the end of a revert is called a success, too)
+_LOG = re.compile(
+    r"^\[ *(\d+)\.\d+\](?:\[ *[TC]\d+\])? (?:livepatch: '([^']+)': patching complete"
+    r"|kgr: (applying|reverting) patch '([^']+)'|(kgr: patching succeeded|kgr succeeded))$",
+    re.MULTILINE,
+)
 # All that may take long about the support window: rpm, and regular expressions
 _LIFECYCLE_SECONDS = 30
 
@@ -128,9 +135,7 @@ def _changelog(packages, *of):
 
 def _update_issues(packages, package, version, unread):
     """What the updates up to a version fix."""
-    found, missed = packages.ask("search", "-t", "patch", "--conflicts", "--match-exact", package)
-    names = sorted({node.get("name") for node in found.iter("solvable")})
-    brought = {name: of.get(package) for name, of in packages.brought(*names).items()} if names else {}
+    brought, missed = _bringing(packages, package)
     if version not in brought.values():
         told = (
             f"Nothing says what {package} {version} fixes: it is not loaded, not installed, "
@@ -141,6 +146,13 @@ def _update_issues(packages, package, version, unread):
     updates = [update for update in packages.updates()[0] if update.name in upto]
     cves, bugs = ({each for update in updates for each in getattr(update, key)} for key in ("cves", "bugs"))
     return {"cves": sorted(cves), "bugs": sorted(bugs)}, missed
+
+
+def _bringing(packages, package):
+    """``{update: version}`` of the updates that bring a package."""
+    found, unread = packages.ask("search", "-t", "patch", "--conflicts", "--match-exact", package)
+    names = sorted({node.get("name") for node in found.iter("solvable")})
+    return {name: of.get(package) for name, of in packages.brought(*names).items()} if names else {}, unread
 
 
 def _is_initial(version):
@@ -431,6 +443,91 @@ def reboot(must=None, timeout=300):
     reasons = [why.rstrip(".") + "." for why in dict.fromkeys(needed + doubts or [good[1]])]
     told = {"verdict": verdict, "until": until, "reasons": reasons, "next_kernel": coming}
     return dict(told, uncovered=uncovered, below=below)
+
+
+def dates(timeout=300):
+    """
+    Say when each applied live patch was released, installed, and settled, for who has to show how long that took.
+
+    timeout
+        Seconds that all questions to zypper, rpm and dmesg may take together. Default: ``300``
+
+    Returns ``{'patches': {module: {'version': '2-2.1', 'released': …, 'installed': …, 'settled': …}}, 'unread': []}``
+    with times such as ``'2026-11-23T02:10:00Z'``, None where that is not known:
+
+    ``released``
+        when SUSE released the update that brings this version, by the repositories' update metadata
+    ``installed``
+        when rpm installed this version, if it is the installed one
+    ``settled``
+        when the last task went over, by the kernel's log of this boot, while that reaches so far back. The kernel
+        counts seconds since the boot there, so the time may be off by some minutes after months
+
+    ``unread`` names what could not be read. Raises ``CommandExecutionError`` if the kernel cannot be looked at;
+    ``SaltInvocationError`` for a ``timeout`` that cannot be.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_security.dates
+    """
+    packages, status, unread = zypper.Packages(timeout), __salt__["kgraft.status"](), {}
+    package, active = _package(status), _active(status)
+
+    def ask(who, otherwise, question, *arguments):
+        try:
+            told, missed = question(*arguments)
+        except (CommandExecutionError, OSError, ValueError) as err:
+            told, missed = otherwise, {who: str(err)}
+        unread.update(missed)
+        return told
+
+    told, brought, updates, here = {}, {}, [], []
+    if package and active:
+        brought = ask("the updates", {}, _bringing, packages, package)
+        updates = ask("the updates", [], packages.updates)
+        here = ask("rpm", [], _installed_at, packages, package)
+    log = ask("the kernel's log", [], _transitions, packages) if active else []
+    for module, patch in active.items():
+        version = patch["version"] if patch["state"] == "applied" else None
+        names = {name for name in brought if version and brought[name] == version}
+        released = min((update.issued for update in updates if update.name in names and update.issued), default=None)
+        installed = max((when for edition, when in here if edition == version), default=None)
+        settled = max((when for name, when in log if version and name == module), default=None)
+        when = {"released": released, "installed": installed, "settled": settled}
+        told[module] = dict(
+            {word: seconds and _stamp(seconds) for word, seconds in when.items()}, version=patch["version"]
+        )
+    return {"patches": told, "unread": _sentences(unread)}
+
+
+def _stamp(seconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _installed_at(packages, package):
+    form = "%{VERSION}-%{RELEASE} %{INSTALLTIME}\n"
+    lines = packages.query(f"when {package} was installed", form, package)
+    return [(version, int(when)) for version, when in map(str.split, lines)], {}
+
+
+def _transitions(packages):
+    """The patches of which a transition to them ended, each with the time, by the kernel's log of this boot."""
+    if zypper.root():
+        return [], {"the kernel's log": "it is that of /, not of kgraft.root"}
+    command = packages.run("dmesg")
+    if command["retcode"]:
+        raise CommandExecutionError(zypper.reason(command))
+    with open("/proc/stat", encoding="ascii") as stat:
+        boot_time = int(re.search(r"^btime (\d+)$", stat.read(), re.MULTILINE).group(1))
+    found, applying = [], None
+    for seconds, applied, verb, begun, ended in _LOG.findall(command["stdout"]):
+        applying = begun if verb == "applying" else None if verb else applying
+        settled = applied or (applying if ended else None)
+        found += [(settled.replace("-", "_"), boot_time + int(seconds))] if settled else []
+        applying = None if ended else applying
+    return found, {}
 
 
 def _numbers(must):

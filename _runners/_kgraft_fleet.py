@@ -10,12 +10,14 @@ import sys
 
 import salt.utils.files
 import salt.utils.yaml
+from salt.exceptions import SaltException
 
 # asked: who must be in the answer, None where nobody here knows all of them (syndics)
 # answers: {id: {function: what it returned}}; silent: {id: why there is no answer}
 Fleet = collections.namedtuple("Fleet", "asked answers silent")
 
 NOBODY = "Nobody could be asked: the target matches no machine that this master knows."
+AHEAD = 300  # seconds by which a machine's clock may be ahead of ours
 UNKNOWN = "this master has no key of it"
 
 
@@ -30,16 +32,21 @@ def ask(client, target, tgt_type, calls, timeout, gather_job_timeout, accepted):
     arguments = [[*given, dict(named, __kwarg__=True)] if named else list(given) for given, named in calls.values()]
     if len(calls) == 1:
         functions, arguments = functions[0], arguments[0]
-    # Salt prints to stdout what goes wrong, and an answer is data
-    with contextlib.redirect_stdout(sys.stderr):
-        job = client.run_job(target, functions, arguments, tgt_type, listen=True)
-        if not job:
-            raise ValueError(NOBODY)
-        limits = {"timeout": timeout, "gather_job_timeout": gather_job_timeout}
-        for row in client.get_iter_returns(job["jid"], set(job["minions"]), tgt=target, tgt_type=tgt_type, **limits):
-            for machine, told in row.items():
-                if isinstance(told, dict) and "ret" in told:
-                    found.setdefault(machine, {functions: told["ret"]} if len(calls) == 1 else told["ret"])
+    try:
+        # Salt prints to stdout what goes wrong, and an answer is data
+        with contextlib.redirect_stdout(sys.stderr):
+            job = client.run_job(target, functions, arguments, tgt_type, listen=True)
+            if not job:
+                raise ValueError(NOBODY)
+            limits = {"timeout": timeout, "gather_job_timeout": gather_job_timeout}
+            for row in client.get_iter_returns(
+                job["jid"], set(job["minions"]), tgt=target, tgt_type=tgt_type, **limits
+            ):
+                for machine, told in row.items():
+                    if isinstance(told, dict) and "ret" in told:
+                        found.setdefault(machine, {functions: told["ret"]} if len(calls) == 1 else told["ret"])
+    except SaltException as err:
+        raise ValueError(f"Nobody could be asked: {err}") from err
     asked, knows_all = set(job["minions"]), not client.opts["order_masters"]
     late = set(found) - asked
     if late and knows_all:  # this master did not know yet that the target matches them
@@ -50,15 +57,21 @@ def ask(client, target, tgt_type, calls, timeout, gather_job_timeout, accepted):
 
 
 def remember(mine, accepted, function, max_age, now):
-    """Ask the mine about the machines whose keys are accepted; what is too old is no answer."""
+    """Ask the mine about the machines whose keys are accepted; what is too old is no answer, nor is a time to come."""
     if not accepted:
         raise ValueError(NOBODY)
-    said = {machine: moment(told.get("observed")) for machine, told in mine.items() if isinstance(told, dict)}
-    answers = {each: {function: mine[each]} for each in accepted if now - (said.get(each) or 0) <= max_age}
-    silent = {each: "its answer in the mine is too old" for each in accepted if each in mine and each not in answers}
-    return Fleet(
-        set(accepted), answers, dict(dict.fromkeys(set(accepted) - set(mine), "nothing in the mine"), **silent)
-    )
+    answers, silent = {}, {}
+    for machine in accepted:
+        told = mine.get(machine)
+        age = now - ((moment(told.get("observed")) if isinstance(told, dict) else None) or 0)
+        if -AHEAD <= age <= max_age:
+            answers[machine] = {function: told}
+        elif machine not in mine:
+            silent[machine] = "nothing in the mine"
+        else:
+            why = "too old" if age > 0 else "of a time to come: its clock is wrong"
+            silent[machine] = f"its answer in the mine is {why}"
+    return Fleet(set(accepted), answers, silent)
 
 
 def expect(fleet, expected):
@@ -70,25 +83,27 @@ def expect(fleet, expected):
 
 def exceptions(path, now):
     """``{id: {reason, by, until}}`` of the master's file, ``until`` as text, and those of them that have ended."""
-    with salt.utils.files.fopen(path, encoding="utf-8") as file:
-        told = salt.utils.yaml.safe_load(file) or {}
-    told = told if isinstance(told, dict) else {line(told): None}
-    for machine, entry in told.items():
-        entry = entry if isinstance(entry, dict) else {}
-        told[machine] = {key: str(entry.get(key) or "") for key in ("reason", "by", "until")}
-        if "" in told[machine].values() or moment(told[machine]["until"] + "T00:00:00Z") is None:
-            raise ValueError(f"kgraft.exceptions: {path}: {line(machine)} needs {{reason, by, until: 2026-12-31}}")
+    try:
+        with salt.utils.files.fopen(path, encoding="utf-8") as file:
+            told = salt.utils.yaml.safe_load(file) or {}
+        for machine in sorted(told):
+            entry = told[machine] = {key: str(told[machine][key]) for key in ("reason", "by", "until")}
+            if moment(entry["until"] + "T00:00:00Z") is None or "" in entry.values():
+                raise ValueError(f"{machine} is excepted until {entry['until']!r}")
+    except (OSError, ValueError, TypeError, KeyError, salt.utils.yaml.YAMLError) as err:
+        why = f"{path}: {line(err)}; it must be machine: {{reason, by, until: 2026-12-31}}"
+        raise ValueError(f"kgraft.exceptions: {why}") from err
     today = str(datetime.date.fromtimestamp(now))
     return told, {machine for machine, entry in told.items() if entry["until"] < today}
 
 
-def share(argument, value, total, up=False):
-    """A number of machines, given as such or as a share of all; rounded down, or ``up``."""
+def share(argument, value, total):
+    """A number of machines, given as such or as a share of all, rounded down."""
     match = re.fullmatch(r"(\d{1,9})(%?)", str(value))
     if not match:
         raise ValueError(f"{argument}={value!r}: must be a number of machines, or a share such as 1%")
     count = int(match.group(1))
-    return count if not match.group(2) else -(-count * total // 100) if up else count * total // 100
+    return count * total // 100 if match.group(2) else count
 
 
 def line(value, most=160):
@@ -100,10 +115,10 @@ def line(value, most=160):
 def moment(text):
     """A time as machines write it, ``2026-11-23T02:10:00Z``, in seconds; None if it is none."""
     try:
-        when = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
-    except (TypeError, ValueError):
+        told = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
+        return told.replace(tzinfo=datetime.timezone.utc).timestamp()
+    except (TypeError, ValueError, OverflowError):
         return None
-    return when.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
 def names(machines, most=10):

@@ -25,7 +25,6 @@ VERDICTS = (  # by urgency
     (3, "Good so far: but not all machines gave an answer."),
     (0, "Good: every machine that was asked is applied and settled."),
 )
-HOUR = 3600
 
 # kept of an answer
 KEPT = ("running", "kernelrelease", "boot_id", "observed", "supported_until")
@@ -71,7 +70,10 @@ def by_packages(told, limits, now):
         none = re.search("^kgraft_pkg.*(is not loaded here|package can exist).*", "\n".join(unread), re.MULTILINE)
         return ("without packages", none.group()) if none else ("doubtful", words)
     installed, newest, as_of = (package[key] for key in ("installed", "newest", "as_of"))
-    age, today = now - (fleets.moment(as_of) or 0), datetime.date.fromtimestamp(now)
+    # both by the machine's own clock, whatever it shows; a list may come while it looks
+    observed, listed = fleets.moment(told["observed"]), fleets.moment(as_of)
+    fresh = None not in (observed, listed) and -60 <= observed - listed <= limits.max_metadata_age
+    today = datetime.date.fromtimestamp(now)
     cases = (
         ("doubtful", words, any(note.startswith("kgraft_pkg.") for note in unread)),
         ("unpatched", "nothing is installed", newest and not installed and not running),
@@ -80,8 +82,7 @@ def by_packages(told, limits, now):
         ("unpatched", "loaded, not installed", order(newest) >= order(running) > order(installed)),
         ("doubtful", "no repository offers a live patch", newest is None),
         ("doubtful", words, unread),
-        # a clock that is wrong makes no list fresh
-        ("doubtful", "the repositories' lists are too old", not -HOUR <= age <= limits.max_metadata_age),
+        ("doubtful", "the repositories' lists are too old", not fresh),
         ("end of support past", "since " + until, until and until < str(today)),
         ("end of support near", "on " + until, until and until <= str(today + datetime.timedelta(limits.support_days))),
         ("settled", running, True),

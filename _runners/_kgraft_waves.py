@@ -6,8 +6,10 @@ import datetime
 import json
 import os
 import re
-import tempfile
 import typing
+
+import salt.utils.atomicfile
+import salt.utils.files
 
 if typing.TYPE_CHECKING:  # handed in
     from . import _kgraft_fleet as fleets
@@ -15,53 +17,54 @@ if typing.TYPE_CHECKING:  # handed in
 LIMITS = ("failed", "stuck", "missing")
 WHOLE = {"max_wave": 1, "soak": 0, "wave_timeout": 1}
 OPTIONS = ("target", "tgt_type", "name", "sls", "separate_by", "not_after", *WHOLE, *("max_" + name for name in LIMITS))
-WELL = ("settled", "end of support near")
-COMMAND = 'To go on: salt-run state.orchestrate examples.orchestrate.rollout pillar=\'{{"rollout": "{}"}}\''
+# they cannot be patched as they are, and would only stop the roll-out in their waves
+UNABLE = ("no answer", "unavailable", "not synced", "failed")
+COMMAND = 'salt-run state.orchestrate examples.orchestrate.rollout pillar=\'{{"rollout": "{}"}}\''
 
 
 def path(cachedir, name):
     if not re.fullmatch(r"\w[\w.-]{0,80}", str("" if name is None else name), re.ASCII):
-        raise ValueError(f"name={name!r}: must be a name of letters, digits, - and ., such as 2026-12")
+        raise ValueError(f"name={name!r}: must be a name of letters, digits, _, - and ., such as 2026-12")
     return os.path.join(cachedir, "kgraft", "plans", f"{name}.json")
 
 
 def load(file):
-    with open(file, encoding="utf-8") as plan:
-        return json.load(plan)
+    try:
+        with open(file, encoding="utf-8") as text:
+            plan = json.load(text)
+        check(plan)
+    except FileNotFoundError as err:
+        raise ValueError(f"There is no such plan, {file}; kgraft.plan with a target writes one.") from err
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        raise ValueError(f"The plan {file} cannot be read: {fleets.line(repr(err))}") from err
+    return plan
 
 
 def save(file, plan):
     """Whole or not at all, and not for everybody to read: it says who is not patched."""
-    os.makedirs(os.path.dirname(file), mode=0o750, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(file), delete=False, encoding="utf-8") as new:
-        json.dump(plan, new, indent=1)
-        os.fchmod(new.fileno(), 0o640)
-    os.replace(new.name, file)
+    with salt.utils.files.set_umask(0o027):
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        with salt.utils.atomicfile.atomic_open(file) as text:
+            json.dump(plan, text, indent=1)
 
 
-def new(options, sizes, canaries, file):
-    """A plan of these options, which has the wave of the canaries alone."""
-    if os.path.exists(file):
-        raise ValueError(f"There is a plan of this name, {file}: go on with it, or take another name.")
-    if not canaries or not isinstance(sizes, (list, tuple)):
-        raise ValueError("Give canaries, the names of the machines that come first; and waves must be a list.")
+def check(plan):
+    """Refuse what cannot be."""
     for argument, least in WHOLE.items():
-        if type(options[argument]) is not int or options[argument] < least:
-            raise ValueError(f"{argument}={options[argument]!r}: must be a whole number of at least {least}")
-    for argument, share in [
-        *(("max_" + name, options["max_" + name]) for name in LIMITS),
-        *(("waves", size) for size in sizes),
-    ]:
-        fleets.share(argument, share, 0)
-    if options["not_after"] and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", str(options["not_after"])):
-        raise ValueError(f"not_after={options['not_after']!r}: must be a time of day in quotes, as \"'04:30'\"")
-    return dict(options, sizes=list(sizes), waves=[canaries], left_out=[], begun={})
+        if type(plan[argument]) is not int or plan[argument] < least:
+            raise ValueError(f"{argument}={plan[argument]!r}: must be a whole number of at least {least}")
+    for name in LIMITS:
+        allowed(plan, name)
+    if plan["not_after"] and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", str(plan["not_after"])):
+        raise ValueError(f"not_after={plan['not_after']!r}: must be a time of day in quotes, as \"'04:30'\"")
+    if not all(isinstance(name, str) for name in [*sum(plan["waves"], []), *plan["left_out"], *plan["begun"].keys()]):
+        raise ValueError("waves, left_out and begun must be names")
 
 
-def extend(plan, found, answers):
+def extend(plan, found, answers, sizes):
     """
-    Put the machines that are in no wave yet into further waves: growing ones, by the shares of all these machines in
-    ``plan["sizes"]``, and never two of one group in one wave.
+    Put the machines that are in no wave yet into further ones, growing by ``sizes``, shares of these machines, and never
+    two of one group in one wave. Note who cannot be patched.
     """
     groups = {}
     for machine, answer in answers.items():
@@ -71,12 +74,21 @@ def extend(plan, found, answers):
             group = "null"
         groups[machine] = machine if group in ("null", '""') else group
     canaries, planned = plan["waves"][0], set(sum(plan["waves"], []))
-    if not plan["begun"] and len({groups.get(machine) for machine in canaries} - {None}) < len(canaries):
-        raise ValueError(f"Of the canaries some do not answer, or have the same {plan['separate_by']}.")
-    here = {machine: found[machine]["class"] for machine in sorted(found) if machine not in planned}
-    plan["left_out"] = [machine for machine, name in here.items() if name == "no answer"]
-    left = [machine for machine, name in here.items() if name not in ("no answer", "excepted")]
-    total, sizes = len(left), [fleets.share("waves", size, len(left), up=True) for size in plan["sizes"]]
+    gone = {name for name, about in found.items() if about["class"] == "no answer" and fleets.UNKNOWN in about["why"]}
+    if gone and plan["since"] is None:
+        raise ValueError(f"In the target are names of which this master has no key: {fleets.names(gone)}")
+    for machine in canaries if not plan["begun"] else ():
+        about = found.get(machine, {"class": "no answer", "why": "it is not in the target"})
+        if about["class"] in (*UNABLE, "excepted"):
+            raise ValueError(f"The canary {machine} cannot be patched: {about['why']}")
+    if not plan["begun"] and len({groups[machine] for machine in canaries}) < len(canaries):
+        raise ValueError(f"Of the canaries some are the same, or have the same {plan['separate_by']}.")
+    if plan["separate_by"] and all(machine == group for machine, group in groups.items()):
+        raise ValueError(f"separate_by={plan['separate_by']!r}: no machine has such a grain")
+    here = {name: about["class"] for name, about in sorted(found.items()) if name not in gone}
+    plan["left_out"] = [name for name, where in here.items() if where in UNABLE and name not in plan["begun"]]
+    left = [name for name in here if name not in {*planned, *plan["left_out"]} and here[name] != "excepted"]
+    total, sizes = len(left), [max(1, fleets.share("waves", size, len(left))) for size in sizes]
     while left:
         done, wave = total - len(left), {}
         room = min(next((size for size in sizes if size > done), total) - done, plan["max_wave"])
@@ -92,27 +104,34 @@ def told(plan, found):
     waves, report = [], []
     for number, machines in enumerate(plan["waves"], 1):
         report.append(f"{len(machines):>4} in wave {number:<11} {fleets.names(machines)}")
-        left = [machine for machine in machines if machine in found and found[machine]["class"] not in WELL]
+        # who is silent is not waited for; where a wave of theirs had begun they are missing all the same
+        other = {"settled", "excepted", "no answer"}
+        left = [name for name in machines if name in found and found[name]["class"] not in other]
+        left = [name for name in left if name not in plan["left_out"]]
         # of the canaries none may fail
         most = sum(allowed(plan, name) for name in LIMITS) if number > 1 else 0
         waves += [{"number": number, "machines": left, "allowed": most}] if left else []
-    out = plan["left_out"]
-    report += [f"{len(out):>4} left out            no answer: {fleets.names(out)}"] if out else []
-    report.append(COMMAND.format(plan["name"]))
-    return {"retcode": 3 if out else 0, "report": report, "plan": plan, "waves": waves}
+    for name, label in ((name, "left out") for name in UNABLE):
+        ids = [machine for machine in plan["left_out"] if found[machine]["class"] == name]
+        report += [f"{len(ids):>4} {label:<19} {name}: {fleets.names(ids)}"] if ids else []
+    ids = [machine for machine, about in found.items() if about["class"] == "excepted"]
+    report += [f"{len(ids):>4} {'excepted':<19} {fleets.names(ids)}"] if ids else []
+    report += [f"{len(waves)} waves have something to do, with {len(waves) * plan['soak']} s of soak."]
+    report += ["To carry it out: " + COMMAND.format(plan["name"])]
+    return {"retcode": 3 if plan["left_out"] else 0, "report": report, "plan": plan, "waves": waves}
 
 
 def progress(plan, found):
     """Say of each machine how far it is in the roll-out, in place of where it stands."""
     for machine, about in found.items():
         name, boot = about["class"], plan["begun"].get(machine)
-        restarted = name in WELL and boot not in (None, about["boot_id"])
+        restarted = name == "settled" and boot not in (None, about["boot_id"])
         about["why"] = "it was restarted after its wave began" if restarted else about["why"]
         cases = (
-            ("gone", fleets.UNKNOWN in about["why"]),
+            ("gone", name == "no answer" and fleets.UNKNOWN in about["why"]),
             ("excepted", name == "excepted"),
-            ("done", name in WELL and not restarted),
-            ("left out", machine in plan["left_out"]),
+            ("done", name == "settled" and not restarted),
+            ("left out", machine in plan["left_out"] and name == "no answer"),
             ("untouched", machine not in plan["begun"]),
             ("missing", name == "no answer"),
             ("stuck", name in ("stuck", "in transition")),
@@ -122,13 +141,17 @@ def progress(plan, found):
     return found
 
 
-def stop(plan, found, number, now):
-    """Return why a wave must not begin; None if it may."""
-    before = {machine for wave in plan["waves"][: number - 1] for machine in wave}
-    for name in LIMITS:
-        ids = [machine for machine in before if found[machine]["class"] == name]
+def beyond(plan, found, limits=LIMITS):
+    """Return which limit of the plan these machines are beyond; None if none. Of the canaries none may be any of it."""
+    for name in limits:
+        ids = [machine for machine, about in found.items() if about["class"] == name]
         if len(ids) > (allowed(plan, name) if set(plan["waves"][0]).isdisjoint(ids) else 0):
             return f"{len(ids)} {name}, and max_{name} is {plan['max_' + name]}, of the canaries 0: {fleets.names(ids)}"
+    return None
+
+
+def late(plan, now):
+    """Return why no wave can end in time; None if it can."""
     if plan["not_after"] and now + plan["wave_timeout"] > end(plan):
         return f"it may last {plan['wave_timeout']} s, and not_after is {plan['not_after']}"
     return None

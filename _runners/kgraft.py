@@ -35,7 +35,6 @@ import time
 import salt.client
 import salt.utils.minions
 from salt.exceptions import SaltException
-from salt.utils.yaml import YAMLError
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +63,23 @@ plans = _room("waves", fleets=fleets)
 
 def _answered(function):
     """
-    Tell whatever happens in an answer with an exit code. Of an error that is raised salt-run makes 1; of a TypeError,
-    and of an argument that it does not know, 0, which to an orchestration is a success.
+    Tell whatever happens in an answer with an exit code: of a raised error salt-run makes 1, and of a TypeError, which
+    is an argument that Salt itself finds wrong, 0. In an orchestration the exit code is the result of the step.
     """
 
     @functools.wraps(function)
     def _call(*args, **kwargs):
         kwargs = {name: value for name, value in kwargs.items() if not name.startswith("__")}  # Salt's own
         try:
-            data = function(*args, **kwargs)
-        except (TypeError, ValueError, OSError, SaltException, YAMLError) as err:
-            log.debug("kgraft.%s", function.__name__, exc_info=True)
-            data = {"retcode": 5, "report": [fleets.line(err, 500)]}
+            inspect.signature(function).bind(*args, **kwargs)
+        except TypeError as err:
+            data = {"retcode": 5, "report": [f"kgraft.{function.__name__}: {err}"]}
+        else:
+            try:
+                data = function(*args, **kwargs)
+            except (TypeError, ValueError, OSError, SaltException) as err:
+                log.debug("kgraft.%s", function.__name__, exc_info=True)
+                data = {"retcode": 5, "report": [str(err)]}
         __context__["retcode"] = data["retcode"]
         if not _typed() or __opts__.get("output"):
             return data
@@ -229,6 +233,10 @@ def verify(
     """
     if [version, cves, sls].count(None) < 2:
         raise ValueError("Give one of version, cves and sls.")
+    if isinstance(version, float):
+        raise ValueError(f"version={version!r}: a number, which may have lost a 0; quote it, as \"'5-2.1'\"")
+    if not_affected is not None and cves is None:
+        raise ValueError("not_affected needs cves.")
     check = {"version": version, "cves": cves, "not_affected": not_affected}
     calls, judge = _wish(sls, {name: value for name, value in check.items() if value is not None})
     _number("stuck_after", stuck_after)
@@ -240,7 +248,7 @@ def verify(
 
 @_answered
 def plan(
-    target=None,
+    target,
     tgt_type="glob",
     name=None,
     canaries=None,
@@ -259,18 +267,18 @@ def plan(
 ):
     """
     Write down who is patched when; ``examples/orchestrate/rollout.sls`` carries it out. The machines are asked, and run
-    ``sls`` dry. Those that do not answer are in no wave: they are named, and at the end the roll-out is no success.
-
-    With the name of a plan alone, go on with it: machines that match its target by now come into further waves.
+    ``sls`` dry. Those that do not answer or cannot be patched as they are, are named and left out, and at the end the
+    roll-out is no success.
 
     target
-        The machines of the roll-out, as with ``salt``. Default: None, a plan that there is
+        The machines of the roll-out, as with ``salt``
     tgt_type
         What ``target`` is: ``glob``, ``list``, ``grain``, ``compound``, … Default: ``glob``
     name
-        What the plan is called, such as ``2026-12``
+        What the plan is called, such as ``2026-12``. Required
     canaries
-        The machines that come first, by name: a list, or a string with commas. All must be done before others begin
+        The machines that come first, by name: a list, or a string with commas. All must be done before others begin.
+        Required
     sls
         The SLS that patches a machine. Default: ``kgraft``
     waves
@@ -283,21 +291,21 @@ def plan(
     soak
         Seconds after each wave for it to show trouble. Default: 3600
     wave_timeout
-        Seconds that a wave may take; more than the ``timeout`` of the states, with the time for packages. Default: 900
+        Seconds that a wave may take: more than the ``timeout`` of the states, with the time for packages. Default: 900
     max_failed
-        How many machines may fail before no further wave begins, a number or a share of all. Default: 0
+        How many machines may fail before no further wave begins: a number, or a share of the plan. Default: 0
     max_stuck
         How many may be stuck, which are looked at again at the end. Default: ``2%``
     max_missing
-        How many may get lost in their waves. Default: ``1%``
+        How many may be lost in their waves. Default: ``1%``
     not_after
-        A time of day as ``'04:30'``: no wave begins that may last longer. Default: None
+        A time of day by the master's clock, as ``'04:30'``: no wave begins that may last longer. Default: None
     timeout
         As in the master's configuration. Default: from there
     gather_job_timeout
         As in the master's configuration. Default: from there
 
-    Returns a dict: ``retcode``, 0, or 3 if some machines did not answer; ``report``; ``plan``, what was written;
+    Returns a dict: ``retcode``, 0, or 3 if some machines are left out; ``report``; ``plan``, what was written;
     ``waves``, a list of ``{number, machines, allowed}`` of those waves that have machines which are not done, and how
     many of these may fail.
 
@@ -306,39 +314,36 @@ def plan(
     .. code-block:: bash
 
         salt-run kgraft.plan 'G@role:db' compound name=2026-12 canaries=db1,db2 separate_by=cluster not_after="'04:30'"
-        salt-run kgraft.plan name=2026-12
     """
     given = dict(locals())
     file = plans.path(__opts__["cachedir"], name)
-    if target is None:
-        saved = plans.load(file)
-    else:
-        options = {option: given[option] for option in plans.OPTIONS}
-        saved = plans.new(options, waves, _names("canaries", canaries), file)
-    calls, judge = _wish(saved["sls"])
-    calls.update({"grains.item": ((saved["separate_by"],), {})} if saved["separate_by"] else {})
-    fleet = _ask(saved["target"], saved["tgt_type"], calls, timeout, gather_job_timeout)
-    found = _found(fleet, judge)
-    plans.extend(saved, found, fleet.answers)
-    saved.update(since=time.time(), begun=dict.fromkeys(saved["begun"]))  # a new run: restarts before it do not count
-    plans.save(file, saved)
-    return plans.told(saved, found)
+    if os.path.exists(file):
+        raise ValueError(f"There is a plan of this name, {file}: go on with it, or take another name.")
+    canaries = _names("canaries", canaries)
+    if not canaries or not isinstance(waves, (list, tuple)):
+        raise ValueError("Give canaries, the names of the machines that come first; and waves must be a list.")
+    options = {option: given[option] for option in plans.OPTIONS}
+    saved = dict(options, since=None, waves=[canaries], left_out=[], begun={})
+    plans.check(saved)
+    return _begin(file, saved, waves, timeout, gather_job_timeout)
 
 
 @_answered
 def wave(name=None, number=None):
     """
-    Say whether a wave of a plan may begin, and write down that it does: a step of
-    ``examples/orchestrate/rollout.sls``. It may if of the waves before it no more machines have failed, are stuck or
-    missing than the plan allows, if all canaries are done, and if it can end by ``not_after``. A machine that was
-    restarted since its wave began has failed.
+    Begin a wave of a plan, if that may be: a step of ``examples/orchestrate/rollout.sls``, which begins with the number
+    0: machines that match the target by now come into further waves.
+
+    A wave may begin if of the machines of the waves before it no more have failed, are stuck or missing than the plan
+    allows, if all canaries are done, and if it can end by ``not_after``. A machine that was restarted since its wave
+    began has failed; a restart before the run does not count.
 
     name
         What the plan is called
     number
         The wave's number; 1 are the canaries
 
-    Returns what :py:func:`rollout` does, of the machines up to this wave.
+    Returns what :py:func:`rollout` does, of the machines up to this wave; with the number 0 what :py:func:`plan` does.
 
     CLI Example:
 
@@ -346,26 +351,36 @@ def wave(name=None, number=None):
 
         salt-run kgraft.wave 2026-12 1
     """
-    file, plan, found = _look(name, number)
-    why, told = plans.stop(plan, found, number, time.time()), _progress(found)
+    if type(number) is int and number == 0:
+        file = plans.path(__opts__["cachedir"], name)
+        return _begin(file, plans.load(file), ["100%"])
+    file, saved, found = _look(name, number)
+    before = {machine: found[machine] for machine in sum(saved["waves"][: number - 1], [])}
+    why, told = plans.beyond(saved, before) or plans.late(saved, time.time()), _progress(found)
     if why is None:
-        plan["begun"].update((machine, found[machine].get("boot_id")) for machine in plan["waves"][number - 1])
-        plans.save(file, plan)
+        for machine in set(saved["waves"][number - 1]) - set(saved["left_out"]):
+            if found[machine]["class"] not in ("gone", "excepted"):
+                saved["begun"][machine] = found[machine].get("boot_id")
+        plans.save(file, saved)
     words = f"Wave {number} begins." if why is None else f"Wave {number} does not begin: {why}."
     return dict(told, retcode=why and (told["retcode"] or 2) or 0, report=[*told["report"][:-1], words])
 
 
 @_answered
-def rollout(name=None):
+def rollout(name=None, number=None):
     """
     Say how far a roll-out is, by name, and whether all machines of the plan are patched. Nothing is changed.
 
     name
         What the plan is called
+    number
+        Only the wave of this number, and whether no more of it have failed or are missing than the plan allows. A
+        machine in transition has the time of the soak. Default: None, all of the plan
 
-    Returns what :py:func:`verify` does, with these classes: ``done``; ``failed``; ``stuck``; ``missing``, which gave no
-    answer any more after their wave began; ``untouched``, whose wave has not begun; ``left out``, which did not answer
-    when the plan was made; ``gone``, of which this master has no key any more, and which is no failure; ``excepted``.
+    Returns what :py:func:`verify` does, without the machines that are done, and with these classes: ``done``;
+    ``failed``; ``stuck``; ``missing``, which gave no answer any more after their wave began; ``untouched``, whose wave
+    has not begun; ``left out``, which did not answer when the roll-out began; ``gone``, of which this master has no key
+    any more, and which is no failure; ``excepted``.
 
     CLI Example:
 
@@ -373,10 +388,27 @@ def rollout(name=None):
 
         salt-run kgraft.rollout 2026-12
     """
-    _, plan, found = _look(name)
+    _, saved, found = _look(name, number, number)
     told = _progress(found)
-    told["report"] += [plans.COMMAND.format(plan["name"])] if told["retcode"] else []
-    return told
+    if number is None:
+        told["report"] += ["To go on: " + plans.COMMAND.format(saved["name"])] if told["retcode"] else []
+        return told
+    why = plans.beyond(saved, found, ("failed", "missing"))
+    words = f"Wave {number}: " + (why or "no more have failed or are missing than the plan allows") + "."
+    return dict(told, retcode=why and (told["retcode"] or 2) or 0, report=[*told["report"][:-1], words])
+
+
+def _begin(file, saved, sizes, *limits):
+    """Begin a run of a plan: who can be patched, and when, by a look at all machines."""
+    calls, judge = _wish(saved["sls"])
+    calls.update({"grains.item": ((saved["separate_by"],), {})} if saved["separate_by"] else {})
+    fleet = _ask(saved["target"], saved["tgt_type"], calls, *limits)
+    found = _found(fleet, judge)
+    plans.extend(saved, found, fleet.answers, sizes)
+    # restarts before it are no matter
+    saved.update(since=time.time(), begun=dict.fromkeys(saved["begun"]))
+    plans.save(file, saved)
+    return plans.told(saved, found)
 
 
 def _progress(found):
@@ -385,15 +417,18 @@ def _progress(found):
     return dict(told, machines={machine: about for machine, about in found.items() if about["class"] != "done"})
 
 
-def _look(name, *number):
-    """A plan's file, the plan, and how far each of its machines is; with a number, those of the waves up to that."""
+def _look(name, last, first=1):
+    """A plan's file, the plan, and how far each machine of these waves is; without a number all of the plan."""
     file = plans.path(__opts__["cachedir"], name)
-    plan = plans.load(file)
-    if number and number[0] not in range(1, len(plan["waves"]) + 1):
-        raise ValueError(f"number={number[0]!r}: must be that of a wave, 1 to {len(plan['waves'])}")
-    waves = plan["waves"][slice(*number)] if number else [*plan["waves"], plan["left_out"]]
-    calls, judge = _wish(plan["sls"])
-    return file, plan, plans.progress(plan, _found(_ask(sum(waves, []), "list", calls), judge))
+    saved = plans.load(file)
+    if last is None:
+        ids = sum(saved["waves"], saved["left_out"])
+    elif type(last) is int and 1 <= last <= len(saved["waves"]):
+        ids = sum(saved["waves"][first - 1 : last], [])
+    else:
+        raise ValueError(f"number={last!r}: must be that of a wave, 1 to {len(saved['waves'])}")
+    calls, judge = _wish(saved["sls"])
+    return file, saved, plans.progress(saved, _found(_ask(ids, "list", calls), judge))
 
 
 def _wish(sls, check=None):
@@ -454,8 +489,11 @@ def _names(argument, value):
     if isinstance(value, str) and value.startswith("@"):
         if not _typed():
             raise ValueError(f"{argument}={value!r}: a file is read at the prompt only")
-        with open(value[1:], encoding="utf-8") as file:
-            value = [line for line in file if not line.startswith("#")]
+        try:
+            with open(value[1:], encoding="utf-8") as file:
+                value = [line for line in file if not line.startswith("#")]
+        except (OSError, UnicodeDecodeError) as err:
+            raise ValueError(f"{argument}: cannot read {value[1:]}: {err}") from err
     value = value.split(",") if isinstance(value, str) else value or []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{argument}={value!r}: must be a list of names")

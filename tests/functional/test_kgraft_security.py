@@ -30,6 +30,7 @@ OTHER_PACKAGE = package_name(OTHER_KERNEL)
 NEXT_KERNEL = "4.4.180-94.107-default"
 NEXT_PACKAGE = package_name(NEXT_KERNEL)
 NOBODY = "unknown: nobody names it"
+ISSUED = "2026-10-26T07:33:20Z"  # 1793000000, when all updates of the tests were released
 
 
 @pytest.fixture
@@ -522,6 +523,19 @@ def test_a_kernel_of_15_has_it_all_under_its_other_name(kgraft_security, kernel,
 
 
 # The end of support
+
+
+def test_dates_of_a_patch_are_those_of_its_update_and_of_rpm(kgraft_security, kernel, install):
+    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    install("9-2.2")
+    kernel.patch("kgraft-patch-9-2_2", "applied")
+
+    told = kgraft_security.dates()
+
+    patch = told["patches"]["kgraft_patch_9_2_2"]
+    assert patch == {"version": "9-2.2", "released": ISSUED, "installed": patch["installed"], "settled": None}
+    assert before <= patch["installed"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert told["unread"] == ["the kernel's log: it is that of /, not of kgraft.root"]
 
 
 def test_a_version_in_the_lifecycle_data_is_the_installed_one(kgraft_security, suse, install):

@@ -23,7 +23,7 @@ from lab.files import Kernel
 from tests.integration.conftest import MASTER, MINION
 
 PACKAGES = """
-import datetime, os
+import os
 __virtualname__ = "kgraft_pkg"
 
 def name():
@@ -34,8 +34,7 @@ def installed():
     return open(path).read().strip() if os.path.exists(path) else None
 
 def available():
-    now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
-    return {"versions": ["2-2.1"], "newest": "2-2.1", "as_of": now, "unread": []}
+    return {"versions": ["2-2.1"], "newest": "2-2.1", "as_of": "AS OF", "unread": []}
 
 def check(version="latest"):
     running = __salt__["kgraft.overview"]()["running"]
@@ -125,7 +124,8 @@ def fleet(master, file_root, tmp_path_factory):
     """Four machines, all of them up."""
     packages = tmp_path_factory.mktemp("packages")
     (packages / "modules").mkdir()
-    (packages / "modules" / "kgraft_pkg.py").write_text(PACKAGES)
+    as_of = time.strftime("%Y-%m-%d %H:%M")
+    (packages / "modules" / "kgraft_pkg.py").write_text(PACKAGES.replace("AS OF", as_of))
     dirs = [str(file_root), str(packages)]
     machines = [Machine(master, dirs, tmp_path_factory.mktemp("machine") / "root", number) for number in range(4)]
     with concurrent.futures.ThreadPoolExecutor() as threads:

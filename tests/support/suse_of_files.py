@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError
 
 from lab.files import Kernel, module_name
 from lab.rules import Rules
-from tests.conftest import load_file
+from tests.support.load import load_file
 from tests.support.packages import ARCH, KERNEL, KERNEL_15, package_name
 
 OFFERED = {
@@ -75,6 +75,8 @@ class Machine:
         self.kernels = {}  # {release: changelog} of other kernels
         self.new = {}  # {package: [what it provides]}: installed since the boot
         self.known = []  # the metadata: (update, status, severity, reboot, [CVEs], {package: edition})
+        self.issued = {}  # {update: seconds}: when it was released
+        self.dmesg = (0, "")
         self.flag = 0  # zypper's exit code on whether a reboot is needed
         self.editenv = (0, "")  # what grub2-editenv answers
         self.subvolume = (0, "")  # what btrfs answers of the next boot's
@@ -265,10 +267,11 @@ class Machine:
         program, *words = (word for word in command if word not in ("--non-interactive", "--xmlout", "--no-refresh"))
         if "--root" in words:
             del words[words.index("--root") : words.index("--root") + 2]
-        self.started.append(f"{program} {words[0]}")
-        if words[0] in self.hangs:
+        question, *words = words or [""]
+        self.started.append(f"{program} {question}")
+        if question in self.hangs:
             raise CommandExecutionError(f"{program} did not end within 2 s and was ended")
-        code, out = getattr(self, re.sub(r"[\W_]+", "_", f"_{program}_{words[0]}"))(*words[1:])
+        code, out = getattr(self, re.sub(r"[\W_]+", "_", f"_{program}_{question}"))(*words)
         return {"retcode": code, "stdout": out, "stderr": ""}
 
     def _rpm_q(self, *words):
@@ -283,6 +286,9 @@ class Machine:
             rows = {"bash": (7, []), "kernel-default": (7, ["kernel"])}
             rows.update((name, (int(time.time()), provided)) for name, provided in self.new.items())
             return 0, "".join(f"{when} {' '.join([name, name, *more])}\n" for name, (when, more) in rows.items())
+        if form.startswith("%{VERSION}-%{RELEASE} %{INSTALLTIME}"):
+            edition = self.installed.get(package)
+            return (0, f"{edition} {self.installed_at}\n") if edition else (1, f"package {package} is not installed\n")
         if "INSTALLTIME" in form:
             return 0, f"{int(time.time() if self.installed_at is None else self.installed_at)}\n"
         if words[2] == "-a":
@@ -290,6 +296,9 @@ class Machine:
             return 0, "".join(f"{row}\n" for row in rows)
         edition = self.installed.get(package)
         return (0, edition + "\n") if edition else (1, f"package {package} is not installed\n")
+
+    def _dmesg_(self):
+        return self.dmesg
 
     def _rpm_eval(self, macro):
         return 0, "/var/lib/rpm/.rpm.lock\n"
@@ -341,6 +350,8 @@ class Machine:
         rows = ""
         for name, status, severity, boot, cves, _ in self.known:
             rows += f'<update kind="patch" name="{name}" status="{status}" severity="{severity}" restart="{boot}">'
+            issued = self.issued.get(name)
+            rows += f'<issue-date time_t="{issued}" text="x"/>' if issued else ""
             rows += "".join(f'<issue type="cve" id="{cve}"/>' for cve in cves) + "</update>\n"
         unread = "".join(self._unread(told) for told in self.repositories.values() if told["dead"])
         return 106 if unread else 0, STREAM.format(f"{unread}<update-list>{rows}</update-list>".replace("True", "true"))

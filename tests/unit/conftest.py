@@ -3,11 +3,8 @@ What the unit tests share.
 
 ``moving``  ``(kernel, kgraft)``: a kernel of files in transition, of each interface, and the module bound to it
 ``clock``   a clock that only sleeping moves, for the public module of the same test
-``utc``     this machine's days are those of UTC
 ``Clock``   the same for any module or room: ``kgraft.tasks.time = Clock(times)``
 """
-
-import time
 
 import pytest
 
@@ -42,13 +39,3 @@ def clock(request):
     )
     kgraft.time = Clock()
     return kgraft.time
-
-
-@pytest.fixture
-def utc(monkeypatch):
-    """This machine's days are those of UTC."""
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "UTC")
-        time.tzset()
-        yield
-    time.tzset()

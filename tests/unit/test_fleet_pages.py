@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import time
 
 import pytest
 import salt.output
@@ -14,14 +15,15 @@ BLOCK = re.compile(r"<!-- fleet -->\n+```console\n(.*?)^```", re.MULTILINE | re.
 COMMAND = re.compile(r"^\$ salt-run (kgraft.*)\n((?:(?!\$ ).*\n)*)(?:^\$ echo \$\?\n(\d)\n)?", re.MULTILINE)
 AGENT = "A program of eBPF is on its stack, such as a security or tracing agent attaches (fexit, fmod_ret)"
 EXCEPTIONS = """\
-lab1: {reason: waits for a new power supply, by: ops, until: 2026-11-29}
-lab2: {reason: waits for a new power supply, by: ops, until: 2026-11-29}
-db12: {reason: is taken down in November, by: ops, until: 2026-11-20}
+lab1: {reason: waits for a new power supply, by: dba-team, until: 2026-11-29}
+lab2: {reason: waits for a new power supply, by: dba-team, until: 2026-11-29}
+db12: {reason: is taken down in November, by: dba-team, until: 2026-11-20}
 """
 
 
 def running(version, newest, **changes):
-    return overview(running=version, package=package(installed=version, newest=newest, as_of=ago(9 * 3600), **changes))
+    as_of = ago(9 * 3600, "%Y-%m-%dT%H:%M:00Z")
+    return overview(running=version, package=package(installed=version, newest=newest, as_of=as_of, **changes))
 
 
 def fleet():
@@ -47,7 +49,9 @@ def fleet():
 
 
 @pytest.fixture
-def runner(load, tmp_path, monkeypatch, utc):
+def runner(load, tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
     exceptions = tmp_path / "exceptions.yml"
     exceptions.write_text(EXCEPTIONS)
     opts = {
@@ -73,7 +77,9 @@ def runner(load, tmp_path, monkeypatch, utc):
         return runner.fleets.Fleet({*answers, *silent}, answers, dict.fromkeys(silent, "nothing in 30 s"))
 
     monkeypatch.setattr(runner, "_ask", ask)
-    return runner
+    yield runner
+    monkeypatch.undo()
+    time.tzset()
 
 
 def commands():
