@@ -63,8 +63,8 @@ def check(plan):
 
 def extend(plan, found, answers, sizes):
     """
-    Put the machines that are in no wave yet into further ones, growing by ``sizes``, shares of these machines, and never
-    two of one group in one wave. Note who cannot be patched.
+    Put the machines that are in no wave yet into further ones, growing by ``sizes``, shares of these, and never two of
+    one group in one wave. Note who cannot be patched.
     """
     groups = {}
     for machine, answer in answers.items():

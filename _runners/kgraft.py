@@ -59,6 +59,7 @@ def _room(name, **others):
 fleets = _room("fleet")
 reports = _room("report", fleets=fleets)
 plans = _room("waves", fleets=fleets)
+matrices = _room("matrix", fleets=fleets, reports=reports)
 
 
 def _answered(function):
@@ -83,6 +84,8 @@ def _answered(function):
         __context__["retcode"] = data["retcode"]
         if not _typed() or __opts__.get("output"):
             return data
+        if "csv" in data:
+            return data["csv"]
         return {"report": "\n".join(data["report"]), "retcode": data["retcode"]}
 
     _call.__signature__ = inspect.signature(function)
@@ -244,6 +247,79 @@ def verify(
     fleet = _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected)
     found = _found(fleet, judge, stuck_after)
     return reports.tell(found, fleet.asked, fleets.share("allow_missing", allow_missing, len(found)))
+
+
+@_answered
+def cves(
+    *cves,
+    target="*",
+    tgt_type="glob",
+    not_affected=None,
+    csv=False,
+    expected=None,
+    timeout=None,
+    gather_job_timeout=None,
+):
+    """
+    Say of each CVE and each machine whether the kernel that runs there has the fix.
+
+    cves
+        One or more CVE numbers, such as ``CVE-2016-5195``; or several with commas
+    target
+        Whom to ask, as with ``salt``. Default: ``*``
+    tgt_type
+        What ``target`` is: ``glob``, ``list``, ``grain``, ``compound``, … Default: ``glob``
+    not_affected
+        A list of kernel releases (as ``uname -r`` says them, ``*`` allowed) that never had these bugs, by your word.
+        Default: None
+    csv
+        At the prompt, print a table with the columns machine, cve, state, detail, instead of the text. Text that a
+        spreadsheet would take for a formula gets an apostrophe in front. Default: False
+    expected
+        As in :py:func:`report`. Default: None
+    timeout
+        As in the master's configuration. Default: from there
+    gather_job_timeout
+        As in the master's configuration. Default: from there
+
+    Each machine is of one state for each CVE, by its answer to ``kgraft_security.cves``, with the detail in brackets:
+
+    ``fixed by a live patch`` (which), ``fixed by the kernel`` (which)
+        it runs, and every task does
+    ``not affected`` (by ``not_affected``)
+        that kernel is not fixed otherwise
+    ``settling`` (the patch), ``installed, not loaded`` (the package)
+        not yet
+    ``open`` (what brings it)
+        a live patch that fixes it is in a repository
+    ``elsewhere`` (the update)
+        only an update of something else fixes it: live patching does not help
+    ``nobody names it``
+        this kernel may have never had it, or no fix is out; that is no good answer
+    ``unread`` (what)
+        nobody who could be read names it
+    ``no answer``, ``excepted``
+        as in :py:func:`report`
+
+    Returns a dict: ``retcode`` and ``report``, see above, 0 where all are fixed, not affected or excepted; ``asked``,
+    as in :py:func:`report`; ``counts``, ``{CVE: {state: number}}``; ``cves``, ``{CVE: {id: {class, why}}}``, and
+    ``instead_of`` where a machine is excepted; ``csv``, the table, if it was asked for.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.cves CVE-2016-5195 CVE-2017-1000364
+        salt-run kgraft.cves CVE-2016-5195 target='db*' not_affected='[4.4.180-*]' csv=True > fixes.csv
+    """
+    wanted = matrices.numbers(cves)
+    never = _list("not_affected", not_affected)
+    if not isinstance(csv, bool):
+        raise ValueError(f"csv={csv!r}: must be True or False")
+    calls = {"kgraft_security.cves": (wanted, {}), "kgraft.status": ((), {})}
+    fleet = _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected)
+    found = matrices.matrix(fleet, wanted, never, *_exceptions(time.time()))
+    return dict(matrices.tell(found, fleet.asked), **({"csv": matrices.table(found)} if csv else {}))
 
 
 @_answered
@@ -470,9 +546,13 @@ def _accepted(target="*", tgt_type="glob"):
 
 
 def _found(fleet, judge, stuck_after=7200):
-    now, path = time.time(), __opts__.get("kgraft.exceptions")
-    exceptions = fleets.exceptions(path, now) if path else ({}, ())
-    return reports.machines(fleet, judge, VERSION, stuck_after, now, *exceptions)
+    now = time.time()
+    return reports.machines(fleet, judge, VERSION, stuck_after, now, *_exceptions(now))
+
+
+def _exceptions(now):
+    path = __opts__.get("kgraft.exceptions")
+    return fleets.exceptions(path, now) if path else ({}, ())
 
 
 # Arguments
@@ -494,6 +574,10 @@ def _names(argument, value):
                 value = [line for line in file if not line.startswith("#")]
         except (OSError, UnicodeDecodeError) as err:
             raise ValueError(f"{argument}: cannot read {value[1:]}: {err}") from err
+    return _list(argument, value)
+
+
+def _list(argument, value):
     value = value.split(",") if isinstance(value, str) else value or []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{argument}={value!r}: must be a list of names")
