@@ -405,7 +405,7 @@ def plan(
 
 
 @_answered
-def wave(name=None, number=None):
+def wave(name, number):
     """
     Begin a wave of a plan, if that may be: a step of ``examples/orchestrate/rollout.sls``, which begins with the number
     0: machines that match the target by now come into further waves.
@@ -443,7 +443,7 @@ def wave(name=None, number=None):
 
 
 @_answered
-def rollout(name=None, number=None):
+def rollout(name, number=None):
     """
     Say how far a roll-out is, by name, and whether all machines of the plan are patched. Nothing is changed.
 

@@ -8,12 +8,12 @@
   With kgraft_gate in the master's configuration, a URL, a wave begins only if it answers [], as an alert manager does
   that has no alert: https://alerts.example.com/api/v2/alerts?active=true&silenced=false
 #}
-{% set told = salt['saltutil.runner']('kgraft.plan', kwarg={'name': pillar.get('rollout')}) %}
+{% set told = salt['saltutil.runner']('kgraft.wave', arg=[pillar.get('rollout'), 0]) %}
 {% set gate = opts.get('kgraft_gate') %}
 {% if told is not mapping or told['plan'] is not mapping %}
-no plan:
+the plan can be carried out:
   test.fail_without_changes:
-    - name: {{ told | string | json }}
+    - name: {{ (told['report'] if told is mapping else told) | string | json }}
 {% else %}
 {% set plan = told['plan'] %}
 {% for wave in told['waves'] %}
@@ -30,6 +30,7 @@ no plan:
 {% set before = [{'http': 'no alert before wave ' ~ number}] %}
 {% endif %}
 
+# the waves before it are patched, settled, and in the same boot as when they began; there is time
 {{ ('wave ' ~ number ~ ' may begin') | json }}:
   salt.runner:
     - name: kgraft.wave
@@ -45,17 +46,26 @@ no plan:
     - timeout: {{ plan['wave_timeout'] | json }}
     # a state run that is under way, such as a reactor's, is waited for
     - queue: 10
-    # so many may fail; which, and how, the next step sees
+    # here, and not in a highstate, the end of the transition is waited for
+    - pillar: {kgraft: {settle: True}}
+    # so many may be left, in whatever way; the next step tells the ways apart
     - allow_fail: {{ wave['allowed'] | json }}
     - require:
       - salt: {{ ('wave ' ~ number ~ ' may begin') | json }}
+
+{{ ('wave ' ~ number ~ ' is as wished') | json }}:
+  salt.runner:
+    - name: kgraft.rollout
+    - arg: {{ [plan['name'], number] | json }}
+    - require:
+      - salt: {{ ('wave ' ~ number ~ ' is patched') | json }}
 
 {{ ('wave ' ~ number ~ ' had time to show trouble') | json }}:
   module.run:
     - test.sleep:
       - length: {{ plan['soak'] | json }}
     - require:
-      - salt: {{ ('wave ' ~ number ~ ' is patched') | json }}
+      - salt: {{ ('wave ' ~ number ~ ' is as wished') | json }}
 {% endfor %}
 
 # Also where a wave has ended it: who is done, failed, stuck, missing, untouched

@@ -225,7 +225,7 @@ def compiled(salt_factories, make_loaders, kernel, templates):
     minions = salt.loader.render(opts, functions, loaded_base_name="minion")
     packs = [functions["pillar.get"].loader.pack, minions["jinja"].loader.pack]
     # the runner of a master, which is not there
-    functions._dict["saltutil.runner"] = lambda name, kwarg: packs[0]["__pillar__"]["told"]
+    functions._dict["saltutil.runner"] = lambda name, arg: packs[0]["__pillar__"]["told"]
 
     config = salt_factories.salt_master_daemon(random_string("functional-master-"), overrides=MASTER).config.copy()
     reactor = salt.utils.reactor.Reactor(config)

@@ -1,7 +1,6 @@
 """The plan of a roll-out: who is patched when, what is saved of it, and what ends it."""
 
 import datetime
-import json
 import os
 import re
 import stat
@@ -48,9 +47,10 @@ def machines(number, **classes):
 def planned(plans):
     """Return ``planned(found, answers, sizes, **options)``: the plan of these machines; ``db000`` is the canary."""
 
-    def call(found, answers=None, sizes=SHARES, **options):
-        plan = plans.new({**OPTIONS, **options}, sizes, options.pop("canaries", ["db000"]), "/none")
-        plans.extend(plan, found, dict.fromkeys(found) if answers is None else answers)
+    def call(found, answers=None, sizes=SHARES, canaries=("db000",), **options):
+        plan = {**OPTIONS, **options, "since": None, "waves": [list(canaries)], "left_out": [], "begun": {}}
+        plans.check(plan)
+        plans.extend(plan, found, dict.fromkeys(found) if answers is None else answers, sizes)
         return plan
 
     return call
@@ -60,7 +60,7 @@ def planned(plans):
     ("number", "sizes", "most", "waves"),
     [
         (101, SHARES, 100, [1, 1, 9, 40, 50]),
-        (4, SHARES, 100, [1, 1, 1, 1]),
+        (4, SHARES, 100, [1, 1, 2]),
         (1, SHARES, 100, [1]),
         (101, ["100%"], 30, [1, 30, 30, 30, 10]),
         # not all: the rest comes last
@@ -93,48 +93,76 @@ def test_no_two_of_one_group_are_in_one_wave(planned):
 @pytest.mark.parametrize("grain", HOSTILE)
 def test_a_grain_may_be_anything(planned, grain):
     found = machines(3)
-    answers = {"db000": {}, "db001": {"grains.item": grain}, "db002": {"grains.item": {"cluster": grain}}}
+    answers = {"db000": {"grains.item": {"cluster": 1}}}
+    answers.update(db001={"grains.item": grain}, db002={"grains.item": {"cluster": grain}})
     assert sorted(sum(planned(found, answers, separate_by="cluster")["waves"], [])) == sorted(found)
 
 
-def test_who_does_not_answer_is_left_out_and_who_is_excepted_is_not_asked_for(planned):
-    plan = planned(machines(2, off="no answer", lab="excepted", bad="failed"))
-    assert (plan["left_out"], sorted(sum(plan["waves"], []))) == (["off"], ["bad", "db000", "db001"])
+def test_who_cannot_be_patched_is_left_out_and_who_is_excepted_is_not_asked_for(planned):
+    others = {"off": "no answer", "old": "unavailable", "new": "not synced", "bad": "failed"}
+    plan = planned(machines(2, lab="excepted", **others))
+    assert (plan["left_out"], plan["waves"]) == (sorted(others), [["db000"], ["db001"]])
 
 
 def test_newcomers_come_last_and_nobody_changes_their_wave(plans, planned):
     plan = planned(machines(3, off="no answer"), sizes=["100%"])
     assert plan["waves"] == [["db000"], ["db001", "db002"]]
-    plan["begun"] = {"db000": "b1"}
+    plan.update(begun={"db000": None}, since=1.0)
     found = machines(5, off="unpatched", db000="no answer")
     del found["db001"]  # its key was deleted
 
-    plans.extend(plan, found, dict.fromkeys(found))
+    plans.extend(plan, found, dict.fromkeys(found), ["100%"])
 
     assert plan["waves"] == [["db000"], ["db001", "db002"], ["db003", "db004", "off"]]
     assert plan["left_out"] == []
 
 
+def test_who_went_down_before_the_first_wave_is_left_out_and_who_was_deleted_is_not(plans, planned):
+    plan = planned(machines(4), sizes=["100%"])
+    plan["since"] = 1.0
+    found = machines(2, db002="no answer", db003="no answer")
+    found["db003"]["why"] = "this master has no key of it"
+
+    plans.extend(plan, found, dict.fromkeys(found), ["100%"])
+
+    assert (plan["waves"], plan["left_out"]) == ([["db000"], ["db001", "db002", "db003"]], ["db002"])
+    assert [wave["machines"] for wave in plans.told(plan, found)["waves"]] == [["db000"], ["db001"]]
+
+
 @pytest.mark.parametrize(
-    ("canaries", "found"),
+    ("canaries", "found", "words"),
     [
-        (["db000", "db001"], machines(1)),
-        (["db000", "off"], machines(1, off="no answer")),
-        (["db000", "db002"], machines(3)),
+        (["db000", "db001"], machines(1), "canary db001 cannot be patched: it is not in the target"),
+        (["db000", "off"], machines(1, off="no answer"), "canary off cannot be patched: x"),
+        (["db000", "off"], machines(1, off="excepted"), "canary off cannot be patched: x"),
+        (["db000", "bad"], machines(1, bad="failed"), "canary bad cannot be patched: x"),
+        (["db000", "db002"], machines(3), "some are the same, or have the same cluster"),
+        (["db000", "db000"], machines(3), "some are the same"),
     ],
 )
-def test_canaries_must_answer_and_be_of_different_groups(plans, canaries, found):
-    plan = plans.new({**OPTIONS, "separate_by": "cluster"}, SHARES, canaries, "/none")
+def test_canaries_must_be_able_and_of_different_groups(planned, canaries, found, words):
     answers = {name: {"grains.item": {"cluster": 1}} for name in found if found[name]["class"] != "no answer"}
-    with pytest.raises(ValueError, match="Of the canaries some do not answer, or have the same cluster"):
-        plans.extend(plan, found, answers)
+    with pytest.raises(ValueError, match=words):
+        planned(found, answers, canaries=canaries, separate_by="cluster")
+
+
+def test_a_grain_that_no_machine_has_separates_nothing_and_is_refused(planned):
+    found = machines(3)
+    answers = {name: {"grains.item": {"cluster": ""}} for name in found}
+    with pytest.raises(ValueError, match="separate_by='cluster': no machine has such a grain"):
+        planned(found, answers, separate_by="cluster")
+
+
+def test_a_name_that_the_master_does_not_know_is_refused_and_not_gone(planned):
+    found = machines(2, db9="no answer")
+    found["db9"]["why"] = "this master has no key of it"
+    with pytest.raises(ValueError, match="of which this master has no key: db9"):
+        planned(found)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"canaries": []}, "Give canaries"),
-        ({"sizes": "1%"}, "waves must be a list"),
         ({"sizes": ["x"]}, "waves='x'"),
         ({"max_failed": "x"}, "max_failed='x'"),
         ({"max_stuck": None}, "max_stuck=None"),
@@ -164,7 +192,7 @@ def test_a_plan_is_written_whole_and_for_the_masters_user_alone(plans, planned, 
     plan = planned(machines(3))
     plans.save(file, plan)
     plans.save(file, plan)
-    assert plans.load(file) == json.loads(json.dumps(plan))
+    assert plans.load(file) == plan
     assert [stat.S_IMODE(os.stat(path).st_mode) for path in (file, os.path.dirname(file))] == [0o640, 0o750]
     assert os.listdir(os.path.dirname(file)) == ["2026-12.json"]
 
@@ -186,7 +214,6 @@ def halfway(planned):
     ("machine", "name", "why", "boot", "progress"),
     [
         ("db001", "settled", "9-2.2", "b1", "done"),
-        ("db001", "end of support near", "x", "b1", "done"),
         ("db001", "settled", "9-2.2", "b2", "failed"),
         ("db001", "settled", "9-2.2", None, "failed"),
         ("db001", "unpatched", "x", "b1", "failed"),
@@ -196,13 +223,16 @@ def halfway(planned):
         ("db001", "in transition", "x", "b2", "stuck"),
         ("db001", "no answer", "nothing in 3 s", None, "missing"),
         ("db001", "no answer", "this master has no key of it", None, "gone"),
+        # what a machine says itself
+        ("db001", "failed", "this master has no key of it", "b1", "failed"),
         ("db001", "excepted", "x", "b1", "excepted"),
         ("db005", "unpatched", "x", "b1", "untouched"),
         ("db005", "no answer", "x", None, "untouched"),
         ("db005", "stuck", "x", "b1", "untouched"),
         ("db005", "settled", "x", "b1", "done"),
         ("off", "no answer", "x", None, "left out"),
-        ("off", "unpatched", "x", "b1", "left out"),
+        ("off", "unpatched", "x", "b1", "untouched"),
+        ("off", "no answer", "this master has no key of it", None, "gone"),
         ("off", "settled", "x", "b1", "done"),
     ],
 )
@@ -233,13 +263,11 @@ def test_a_restart_before_this_run_of_the_plan_does_not_count(plans, halfway):
         ({"db001": "stuck", "db002": "missing"}, {"max_stuck": 1, "max_missing": 1}, None),
         # of the canaries none
         ({"db000": "stuck"}, {"max_stuck": 7}, "of the canaries 0: db000"),
-        # who comes later is no matter yet
-        ({"db005": "failed"}, {}, None),
     ],
 )
 def test_beyond_its_limits_no_further_wave_begins(plans, halfway, classes, options, words):
-    found = {name: {"class": classes.get(name, "done"), "why": "x"} for name in sum(halfway["waves"], [])}
-    why = plans.stop({**halfway, **options}, found, 3, 0)
+    found = {name: {"class": classes.get(name, "done"), "why": "x"} for name in sum(halfway["waves"][:2], [])}
+    why = plans.beyond({**halfway, **options}, found)
     assert (why is None) if words is None else re.search(words, why)
 
 
@@ -264,8 +292,7 @@ def test_no_wave_begins_that_cannot_end_by_then(plans, halfway, began, not_after
         return day.replace(hour=hour, minute=minute)
 
     later = at(now) + datetime.timedelta(days=at(now) < at(began))
-    found = {name: {"class": "done", "why": "x"} for name in sum(halfway["waves"], [])}
-    why = plans.stop({**halfway, "since": at(began).timestamp(), "not_after": not_after}, found, 3, later.timestamp())
+    why = plans.late({**halfway, "since": at(began).timestamp(), "not_after": not_after}, later.timestamp())
     assert (why is None) if words is None else words in why
 
 
@@ -318,6 +345,9 @@ def test_a_plan_is_made_carried_out_and_told(fleet):
     # a wave is opened, not those after it
     assert fleet.wave("2026-12", 1)["retcode"] == 0
     assert fleet.rollout("2026-12")["counts"] == {"failed": 1, "untouched": 3, "left out": 1}
+    first = fleet.rollout("2026-12", 1)
+    assert (first["retcode"], first["counts"]) == (2, {"failed": 1})
+    assert first["report"][-1] == "Wave 1: 1 failed, and max_failed is 0, of the canaries 0: db0."
     refused = fleet.wave("2026-12", 2)
     assert (refused["retcode"], fleet.__context__["retcode"]) == (2, 2)
     assert refused["report"][-1].startswith(
@@ -326,9 +356,15 @@ def test_a_plan_is_made_carried_out_and_told(fleet):
     assert fleet.rollout("2026-12")["counts"]["untouched"] == 3, "nothing was written down"
 
     done(fleet, "db0")
+    assert fleet.rollout("2026-12", 1)["retcode"] == 0
     begun = fleet.wave("2026-12", 2)
     assert (begun["retcode"], begun["report"][-1], begun["machines"].keys()) == (0, "Wave 2 begins.", {"db1", "db2"})
     fleet.well["db1"] = moving(10, task())
+    done(fleet, "db2")
+    soaking = fleet.rollout("2026-12", 2)
+    assert (soaking["retcode"], soaking["counts"]) == (0, {"done": 1, "stuck": 1}), "it has the time of the soak"
+    assert fleet.wave("2026-12", 3)["report"][-1].startswith("Wave 3 does not begin: 1 stuck, and max_stuck is 2%")
+    fleet.states["db2"] = {"x": state(result=False)}
     fleet.well["db0"] = overview(boot_id="another")
     told = fleet.rollout("2026-12")
     assert told["counts"] == {"stuck": 1, "failed": 2, "untouched": 1, "left out": 1}
@@ -343,41 +379,68 @@ def test_a_plan_is_made_carried_out_and_told(fleet):
     done(fleet, "db1")
     fleet.well["off"], fleet.states["off"], fleet.off = overview(), {"x": state(result=None)}, set()
     del fleet.well["db3"]
-    again = fleet.plan(name="2026-12")
+    again = fleet.wave("2026-12", 0)
     assert [(wave["number"], wave["machines"]) for wave in again["waves"]] == [(2, ["db2"]), (4, ["off"])]
     assert fleet.wave("2026-12", 2)["retcode"] == 0
     done(fleet, "db2", "off")
     assert fleet.wave("2026-12", 4)["retcode"] == 0
     last = fleet.rollout("2026-12")
     assert (last["retcode"], last["counts"], last["machines"].keys()) == (0, {"done": 4, "gone": 1}, {"db3"})
-    assert fleet.plan(name="2026-12")["waves"] == []
+    assert fleet.wave("2026-12", 0)["waves"] == []
+
+
+def test_who_was_lost_in_a_wave_is_missing_also_in_the_next_run(fleet):
+    fleet.plan("*", name="2026-12", canaries="db0", waves=["100%"])
+    done(fleet, "db0")
+    fleet.wave("2026-12", 0)
+    fleet.wave("2026-12", 1)
+    fleet.wave("2026-12", 2)
+    done(fleet, "db1", "db2")
+    del fleet.well["db3"]
+    fleet.off = {"off", "db3"}
+
+    again = fleet.wave("2026-12", 0)
+
+    assert (again["waves"], again["plan"]["left_out"]) == ([], ["off"])
+    told = fleet.rollout("2026-12")
+    assert (told["retcode"], told["counts"]) == (3, {"done": 3, "missing": 1, "left out": 1})
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda fleet: fleet.plan(), "name=None"),
-        (lambda fleet: fleet.plan(name="none"), "No such file or directory"),
+        (lambda fleet: fleet.plan(), "missing a required argument: 'target'"),
+        (lambda fleet: fleet.plan("*", canaries="db0"), "name=None"),
         (lambda fleet: fleet.plan("*", name="x"), "Give canaries"),
-        (lambda fleet: fleet.plan("*", name="x", canaries="nobody"), "Of the canaries some do not answer"),
+        (lambda fleet: fleet.plan("*", name="x", canaries="db0", waves="1%"), "waves must be a list"),
+        (lambda fleet: fleet.plan("*", name="x", canaries="nobody"), "The canary nobody cannot be patched"),
         (lambda fleet: fleet.plan("*", name="x", canaries="db0", sls=5), "sls=5: must be the name of an SLS"),
         (lambda fleet: fleet.plan("*", name="x", canaries="db0", bad=1), "unexpected keyword argument 'bad'"),
         (lambda fleet: fleet.plan("*", name="../x", canaries="db0"), "must be a name"),
         (lambda fleet: fleet.plan("*", name="there", canaries="db0"), "There is a plan of this name"),
-        (lambda fleet: fleet.wave("none", 1), "No such file or directory"),
-        (lambda fleet: fleet.wave("there"), "number=None"),
-        (lambda fleet: fleet.wave("there", 0), "number=0"),
+        (lambda fleet: fleet.wave("none", 0), "There is no such plan"),
+        (lambda fleet: fleet.wave("none", 1), "There is no such plan"),
+        (lambda fleet: fleet.wave("there"), "missing a required argument: 'number'"),
+        (lambda fleet: fleet.wave("there", -1), "number=-1"),
+        (lambda fleet: fleet.wave("there", False), "number=False"),
         (lambda fleet: fleet.wave("there", 9), "number=9"),
         (lambda fleet: fleet.wave("there", 1.5), "number=1.5"),
-        (lambda fleet: fleet.rollout(), "name=None"),
-        (lambda fleet: fleet.rollout("torn"), "Expecting value"),
-        (lambda fleet: fleet.rollout("there", 1), "takes from 0 to 1 positional arguments"),
+        (lambda fleet: fleet.rollout(), "missing a required argument: 'name'"),
+        (lambda fleet: fleet.rollout("there", 0), "number=0"),
+        (lambda fleet: fleet.rollout("there", 1, 2), "too many positional arguments"),
+        *(
+            (lambda fleet, name=name: fleet.rollout(name), f"{name}.json cannot be read: ")
+            for name in ("torn", "list", "number", "other", "empty")
+        ),
     ],
 )
 def test_what_cannot_be_is_answered_with_5_and_nothing_is_written(fleet, tmp_path, call, words):
     assert fleet.plan("*", name="there", canaries="db0")["retcode"] == 3
     folder = tmp_path / "kgraft" / "plans"
-    (folder / "torn.json").write_text("")
+    text = (folder / "there.json").read_text()
+    torn = {"torn": text[:99], "list": "[]", "number": "5", "other": text.replace("waves", "x"), "empty": ""}
+    for name, text in torn.items():
+        (folder / f"{name}.json").write_text(text)
     before = {path.name: path.read_text() for path in folder.iterdir()}
 
     data = call(fleet)
