@@ -427,6 +427,20 @@ def test_a_machine_on_which_no_transition_runs_does_nothing(compiled, kernel):
         kernel.start("kgraft-patch-3-2_1")
 
 
+def test_a_wave_is_a_list_that_waits_for_other_runs_and_for_its_own_end(compiled):
+    steps = compiled("orchestrate/rollout.sls", rollout(1, 1))
+    [wave] = [step for step in steps if (step["state"], step["fun"]) == ("salt", "state")]
+    assert {
+        "tgt": ["db11"],
+        "tgt_type": "list",
+        "sls": "patched1",
+        "timeout": 901,
+        "allow_fail": 1,
+    }.items() <= wave.items()
+    assert (wave["queue"], wave["pillar"]) == (10, {"kgraft": {"settle": True}})
+    assert wave.keys() & {"batch", "subset", "expect_minions", "concurrent"} == set()
+
+
 NO_NUMBERS = ["0", "1", "", -1, 0.0, 1.0, float("nan"), False, True, None, [], [1], {}]
 REFUSED = ["test.fail_without_changes"]
 
