@@ -43,7 +43,7 @@ def check(version="latest"):
     return dict(told, verdict="good" if good else "bring", target="2-2.1", running=running)
 """
 # who does not answer costs their sum, each time
-LIMITS = {"timeout": 3, "gather_job_timeout": 4}
+LIMITS = {"timeout": 3, "gather_job_timeout": 5}
 EAUTH = {"auto": {"ops": ["@kgraft"]}}
 
 
@@ -251,7 +251,7 @@ installed:
     - contents_newline: False
 it takes a while:
   module.run:
-    - test.sleep: [{length: {{ {0: 8, 2: 25}.get(grains["number"], 0) }}}]
+    - test.sleep: [{length: {{ {0: 9, 2: 25}.get(grains["number"], 0) }}}]
     - onchanges: [file: installed]
 no transition runs:
   kgraft.settled:
@@ -268,6 +268,7 @@ def carry_out(master, prompt):
         done = prompt("--out=json", "state.orchestrate", "examples.orchestrate.rollout", f"pillar={pillar}")
         (steps,) = json.loads(done.stdout)["data"].values()
         done.steps = {step["__id__"]: step for step in steps.values()}
+        assert "the plan can be carried out" not in done.steps, done.stdout
         done.results = {name: step["result"] for name, step in done.steps.items()}
         return done
 
