@@ -4,6 +4,7 @@ The report: where a machine stands, by what it answered, and how a fleet is told
 
 import collections
 import datetime
+import functools
 import re
 import typing
 
@@ -91,6 +92,7 @@ def by_packages(told, limits, now):
     return next((name, why) for name, why, holds in cases if holds)
 
 
+@functools.lru_cache(maxsize=1000)  # most machines of a fleet have the same few
 def order(version):
     """What sorts versions as rpm does; a longer number is a greater one, and may be too long for an int."""
     parts = [re.findall("(?:0(?=[0-9]))*([0-9]+|[a-zA-Z]+)", part) for part in (version or "").split("-")]

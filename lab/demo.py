@@ -160,11 +160,12 @@ class Site:
         return text
 
     def report(self):
-        show("salt-run kgraft.report")
+        show("salt-run kgraft.report; echo $?")
         command = [BIN / "salt-run", "-c", self.directory, "kgraft.report"]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120)
-        print(done.stdout, flush=True)
-        return done.stdout
+        text = f"{done.stdout}{done.returncode}"
+        print(text, flush=True)
+        return text
 
     def running(self, function):
         """Whether the minion or a salt-call is at it, by the notes that both make of their work (saltutil.running)."""
@@ -268,8 +269,8 @@ def main():
         expect(" ".join(tag for tag, _ in site.events()), "started stuck", "finished")
 
         print()
-        say("A fleet of one machine, as its master sees it: nobody is missing, and it ends with exit code 0.")
-        expect(site.report(), "1 settled             10-2.1", "1 asked", "Good: ")
+        say("A fleet of one machine, as its master sees it: nobody is missing, so the exit code is 0.")
+        expect(site.report(), "1 settled             10-2.1", "1 asked", "Good: ", "\n0")
     print(f"\nThe demonstration took {time.monotonic() - began:.0f} s.")
 
 
