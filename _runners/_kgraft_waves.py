@@ -16,7 +16,11 @@ if typing.TYPE_CHECKING:  # handed in
 
 LIMITS = ("failed", "stuck", "missing")
 WHOLE = {"max_wave": 1, "soak": 0, "wave_timeout": 1}
-OPTIONS = ("target", "tgt_type", "name", "sls", "separate_by", "not_after", *WHOLE, *("max_" + name for name in LIMITS))
+OPTIONS = (
+    *("target", "tgt_type", "name", "sls", "separate_by", "not_after", "timeout", "gather_job_timeout"),
+    *WHOLE,
+    *("max_" + name for name in LIMITS),
+)
 # they cannot be patched as they are, and would only stop the roll-out in their waves
 UNABLE = ("no answer", "unavailable", "not synced", "failed")
 COMMAND = 'salt-run state.orchestrate examples.orchestrate.rollout pillar=\'{{"rollout": "{}"}}\''

@@ -19,9 +19,18 @@ code  meaning
 
 At the prompt, that is all that is shown; ``--out=json`` and everybody else gets the data as well.
 
-Master option
+Master options
     ``kgraft.exceptions``: a YAML file, ``machine: {reason, by, until}``, all three required. What is known of a machine
     until that day, inclusive, is counted as *excepted* and makes no exit code.
+
+    ``kgraft.evidence``: the directory of the files of evidence. Default: ``kgraft/evidence`` below the master's
+    ``cachedir``
+
+    ``kgraft.evidence_key``: a private key of SSH, without a passphrase or held by an agent, that signs them. Default:
+    none, and they are not signed
+
+    ``kgraft.evidence_signers``: who may have signed them, a file as ``ssh-keygen(1)`` has it under "ALLOWED SIGNERS".
+    Default: none, and signatures are not checked
 """
 
 import functools
@@ -34,6 +43,7 @@ import time
 
 import salt.client
 import salt.utils.minions
+import salt.version
 from salt.exceptions import SaltException
 
 log = logging.getLogger(__name__)
@@ -60,6 +70,7 @@ fleets = _room("fleet")
 reports = _room("report", fleets=fleets)
 plans = _room("waves", fleets=fleets)
 matrices = _room("matrix", fleets=fleets, reports=reports)
+evidences = _room("evidence", fleets=fleets, reports=reports)
 
 
 def _answered(function):
@@ -84,8 +95,6 @@ def _answered(function):
         __context__["retcode"] = data["retcode"]
         if not _typed() or __opts__.get("output"):
             return data
-        if "csv" in data:
-            return data["csv"]
         return {"report": "\n".join(data["report"]), "retcode": data["retcode"]}
 
     _call.__signature__ = inspect.signature(function)
@@ -255,7 +264,7 @@ def cves(
     target="*",
     tgt_type="glob",
     not_affected=None,
-    csv=False,
+    csv=None,
     expected=None,
     timeout=None,
     gather_job_timeout=None,
@@ -273,8 +282,8 @@ def cves(
         A list of kernel releases (as ``uname -r`` says them, ``*`` allowed) that never had these bugs, by your word.
         Default: None
     csv
-        At the prompt, print a table with the columns machine, cve, state, detail, instead of the text. Text that a
-        spreadsheet would take for a formula gets an apostrophe in front. Default: False
+        A file to write as well (at the prompt only), with the columns machine, cve, state, detail. Text that a
+        spreadsheet would take for a formula gets an apostrophe in front. Default: None
     expected
         As in :py:func:`report`. Default: None
     timeout
@@ -303,23 +312,180 @@ def cves(
 
     Returns a dict: ``retcode`` and ``report``, see above, 0 where all are fixed, not affected or excepted; ``asked``,
     as in :py:func:`report`; ``counts``, ``{CVE: {state: number}}``; ``cves``, ``{CVE: {id: {class, why}}}``, and
-    ``instead_of`` where a machine is excepted; ``csv``, the table, if it was asked for.
+    ``instead_of`` where a machine is excepted.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run kgraft.cves CVE-2016-5195 CVE-2017-1000364
-        salt-run kgraft.cves CVE-2016-5195 target='db*' not_affected='[4.4.180-*]' csv=True > fixes.csv
+        salt-run kgraft.cves CVE-2016-5195 target='db*' not_affected='[4.4.180-*]' csv=/root/fixes.csv
     """
     wanted = matrices.numbers(cves)
     never = _list("not_affected", not_affected)
-    if not isinstance(csv, bool):
-        raise ValueError(f"csv={csv!r}: must be True or False")
+    if csv is not None and (not isinstance(csv, str) or not _typed()):
+        raise ValueError(f"csv={csv!r}: must be the path of a file, and is written at the prompt only")
     calls = {"kgraft_security.cves": (wanted, {}), "kgraft.status": ((), {})}
     fleet = _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected)
     found = matrices.matrix(fleet, wanted, never, *_exceptions(time.time()))
-    return dict(matrices.tell(found, fleet.asked), **({"csv": matrices.table(found)} if csv else {}))
+    told = matrices.tell(found, fleet.asked)
+    if csv:
+        try:
+            with open(csv, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o640)) as file:
+                file.write(matrices.table(found))
+        except OSError as err:
+            raise ValueError(f"csv: cannot write {csv}: {err}") from err
+        told["report"].insert(-1, f"Written: {csv}")
+    return told
+
+
+@_answered
+def evidence(
+    target="*",
+    tgt_type="glob",
+    cves=None,
+    not_affected=None,
+    names=False,
+    expected=None,
+    timeout=None,
+    gather_job_timeout=None,
+):
+    """
+    Write down for an auditor where the fleet stands: one more file of evidence, which holds the SHA-256 of the one
+    before it.
+
+    target
+        Whom to ask, as with ``salt``. Default: ``*``
+    tgt_type
+        What ``target`` is: ``glob``, ``list``, ``grain``, ``compound``, … Default: ``glob``
+    cves
+        A list of CVE numbers to ask for as well, as in :py:func:`cves`. Default: None
+    not_affected
+        As in :py:func:`cves`. Default: None
+    names
+        Also write down the names and users of processes that block a transition. Default: False
+    expected
+        As in :py:func:`report`. Default: None
+    timeout
+        As in the master's configuration. Default: from there
+    gather_job_timeout
+        As in the master's configuration. Default: from there
+
+    The file ``kgraft-evidence-NNNNNN.json``, mode 0640, is one line of JSON in UTF-8 with sorted keys:
+
+    ``format``, ``number``, ``previous``
+        1; the file's number; ``{file, sha256}`` of the one before it, null for the first
+    ``asked``
+        ``{at, by, on, target, tgt_type, expected, cves, not_affected, version, salt}``: when, by which user, on which
+        master, whom and for what, by which version of this runner and of Salt
+    ``machines``
+        ``{id: {…}}`` of those that answered: ``class`` and ``why``, as :py:func:`report` says with its defaults, and
+        ``instead_of`` for one that is excepted; what ``kgraft.overview`` says of it, but the names of tasks;
+        ``identity``, some of its grains; ``patches``, ``{module: {state, version, released, installed, settled,
+        settled_by, days}}``, the days from the release to the end of the transition; ``fixes``, as
+        ``kgraft_security.fixes`` says; ``cves``, as :py:func:`cves` says; ``probes``, as ``kgraft_probe.last`` says;
+        ``unread``, what could not be asked
+    ``no_answer``
+        ``{id: why}`` of all others that were asked or expected
+    ``exceptions``
+        ``{id: {reason, by, until}}`` of any of these machines, ended or not
+
+    Times are UTC, such as ``2026-11-23T02:10:00Z``; what is not known is null.
+
+    Returns a dict: ``retcode``, as of :py:func:`report` and :py:func:`cves` together, and ``report``; ``asked``,
+    ``counts``, as in :py:func:`report`; ``file``, ``sha256``, ``signed``. If the file cannot be written, or not be
+    signed though there is a key, there is none, and ``retcode`` is 5.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.evidence cves='[CVE-2016-5195]' expected=@/etc/inventory/linux
+    """
+    wanted = matrices.numbers(_list("cves", cves)) if cves else []
+    never = _list("not_affected", not_affected)
+    if not isinstance(names, bool):
+        raise ValueError(f"names={names!r}: must be True or False")
+    functions = (
+        "kgraft.patches",
+        "kgraft.status",
+        "kgraft_probe.last",
+        "kgraft_security.dates",
+        "kgraft_security.fixes",
+    )
+    calls = {
+        OVERVIEW: ((), {"names": names}),
+        "grains.item": (evidences.GRAINS, {}),
+        **dict.fromkeys(functions, ((), {})),
+    }
+    calls.update({"kgraft_security.cves": (wanted, {})} if wanted else {})
+    now = time.time()
+    asked = {"at": fleets.stamp(now), "by": globals().get("__user__"), "on": __opts__["id"], "target": target}
+    asked.update(tgt_type=tgt_type, expected=expected, cves=wanted, not_affected=never)
+    asked.update(version=VERSION, salt=salt.version.__version__)
+    fleet = _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected)
+    exceptions, limits = _exceptions(now), reports.Limits(7200, DAY, 30)
+    found = _found(fleet, lambda _, told: reports.by_packages(told, limits, now))
+    matrix = matrices.matrix(fleet, wanted, never, *exceptions)
+    told = reports.tell(found, fleet.asked)
+    of_cves = matrices.tell(matrix, fleet.asked) if wanted else told
+    code, words = reports.verdict({told["retcode"], of_cves["retcode"]}, fleet.asked)
+    kept = {
+        "asked": evidences.plain(asked),
+        "machines": evidences.records(fleet.answers, found, matrix, {}),
+        "no_answer": fleet.silent,
+        "exceptions": {machine: entry for machine, entry in exceptions[0].items() if machine in found},
+    }
+    key = __opts__.get("kgraft.evidence_key")
+    try:
+        path, digest = evidences.save(_evidence(), kept, key)
+    except OSError as err:
+        raise ValueError(f"The evidence could not be written: {err}") from err
+    lines = told["report"][:-1] + (of_cves["report"][:-2] if wanted else [])
+    lines += [f"Written{' and signed' if key else ''}: {path}", f"SHA-256: {digest}", words]
+    about = {"file": path, "sha256": digest, "signed": bool(key)}
+    return {"retcode": code, "report": lines, "asked": told["asked"], "counts": told["counts"], **about}
+
+
+def _evidence():
+    return __opts__.get("kgraft.evidence") or os.path.join(__opts__["cachedir"], "kgraft", "evidence")
+
+
+@_answered
+def evidence_chain():
+    """
+    Check the files of evidence: that none is missing between others, that each holds the SHA-256 of the one before it,
+    and, with the option ``kgraft.evidence_signers``, that each signature is good and the newest file has one. It stands
+    for all files before it, of which older ones may have none.
+
+    Nobody can tell here whether the *newest* files were taken away: compare the number and the SHA-256 that are told
+    with what the auditor noted last.
+
+    Returns a dict: ``retcode``, 0 if all is well, 2 if not, 5 if there is none; ``report``; ``files``, how many;
+    ``newest``, ``{file, sha256}``; ``broken``, ``{file, why}`` of the first that is not as it was written, else None.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.evidence_chain
+    """
+    signers = __opts__.get("kgraft.evidence_signers")
+    try:
+        found = evidences.files(_evidence())
+        paths = list(found.values())
+        newest = {"file": os.path.basename(paths[-1]), "sha256": evidences.sha256(paths[-1])}
+    except (OSError, IndexError) as err:
+        raise ValueError(f"{_evidence()}: no file of evidence can be read there: {err}") from err
+    broken = evidences.broken(found, signers)
+    lines = [f"{len(found)} files in {_evidence()}", f"newest: {newest['file']}, SHA-256 {newest['sha256']}"]
+    if min(found) > 1:
+        lines += [f"They begin with number {min(found)}: what came before it is not here."]
+    if not signers:
+        lines += ["Signatures are not checked: kgraft.evidence_signers is not set."]
+    lines += ["Broken: {}: {}".format(*broken) if broken else "Good: each file is as it was written."]
+    told = {"files": len(found), "newest": newest, "broken": broken and dict(zip(("file", "why"), broken))}
+    return {"retcode": 2 if broken else 0, "report": lines, **told}
 
 
 @_answered
@@ -377,9 +543,9 @@ def plan(
     not_after
         A time of day by the master's clock, as ``'04:30'``: no wave begins that may last longer. Default: None
     timeout
-        As in the master's configuration. Default: from there
+        As in the master's configuration, for all looks at these machines. Default: from there
     gather_job_timeout
-        As in the master's configuration. Default: from there
+        As in the master's configuration, for all looks at these machines. Default: from there
 
     Returns a dict: ``retcode``, 0, or 3 if some machines are left out; ``report``; ``plan``, what was written;
     ``waves``, a list of ``{number, machines, allowed}`` of those waves that have machines which are not done, and how
@@ -401,7 +567,7 @@ def plan(
     options = {option: given[option] for option in plans.OPTIONS}
     saved = dict(options, since=None, waves=[canaries], left_out=[], begun={})
     plans.check(saved)
-    return _begin(file, saved, waves, timeout, gather_job_timeout)
+    return _begin(file, saved, waves)
 
 
 @_answered
@@ -474,11 +640,11 @@ def rollout(name, number=None):
     return dict(told, retcode=why and (told["retcode"] or 2) or 0, report=[*told["report"][:-1], words])
 
 
-def _begin(file, saved, sizes, *limits):
+def _begin(file, saved, sizes):
     """Begin a run of a plan: who can be patched, and when, by a look at all machines."""
     calls, judge = _wish(saved["sls"])
     calls.update({"grains.item": ((saved["separate_by"],), {})} if saved["separate_by"] else {})
-    fleet = _ask(saved["target"], saved["tgt_type"], calls, *limits)
+    fleet = _ask(saved["target"], saved["tgt_type"], calls, saved["timeout"], saved["gather_job_timeout"])
     found = _found(fleet, judge)
     plans.extend(saved, found, fleet.answers, sizes)
     # restarts before it are no matter
@@ -504,7 +670,8 @@ def _look(name, last, first=1):
     else:
         raise ValueError(f"number={last!r}: must be that of a wave, 1 to {len(saved['waves'])}")
     calls, judge = _wish(saved["sls"])
-    return file, saved, plans.progress(saved, _found(_ask(ids, "list", calls), judge))
+    fleet = _ask(ids, "list", calls, saved["timeout"], saved["gather_job_timeout"])
+    return file, saved, plans.progress(saved, _found(fleet, judge))
 
 
 def _wish(sls, check=None):
@@ -519,7 +686,7 @@ def _wish(sls, check=None):
     return {name: call, OVERVIEW: ((), {})}, lambda answer, told: by(told, answer.get(name))
 
 
-def _ask(target, tgt_type, calls, timeout=None, gather_job_timeout=None, expected=None, max_age=None):
+def _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected=None, max_age=None):
     """Ask the machines; with ``max_age`` the mine."""
     target = str(target) if type(target) is int else target
     if (

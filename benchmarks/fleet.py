@@ -234,7 +234,10 @@ def main():
             (scratch / name).mkdir()
         reports(scratch / "report")
         print(f"\n{EVENTS} events of {len(MACHINES)} machines in {SECONDS} s\n")
-        print(f"{'':<18}{'lost':>6}{'jobs':>6}{'lost':>6}{'sent s':>7}{'done s':>7}{'cpu s':>8}{'/ 600 s':>10}", flush=True)
+        print(
+            f"{'':<18}{'lost':>6}{'jobs':>6}{'lost':>6}{'sent s':>7}{'done s':>7}{'cpu s':>8}{'/ 600 s':>10}",
+            flush=True,
+        )
         hear(scratch / "bare", {})
         hear(scratch / "reactors", yaml.safe_load((REPO / "examples/reactor/master.conf").read_text()))
 

@@ -17,6 +17,8 @@ OPTIONS = {
     "sls": "kgraft",
     "separate_by": None,
     "not_after": None,
+    "timeout": None,
+    "gather_job_timeout": None,
     "max_wave": 100,
     "soak": 0,
     "wave_timeout": 900,
