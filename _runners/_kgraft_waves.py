@@ -120,7 +120,7 @@ def told(plan, found):
         report += [f"{len(ids):>4} {label:<19} {name}: {fleets.names(ids)}"] if ids else []
     ids = [machine for machine, about in found.items() if about["class"] == "excepted"]
     report += [f"{len(ids):>4} {'excepted':<19} {fleets.names(ids)}"] if ids else []
-    report += [f"{len(waves)} waves have something to do, with {len(waves) * plan['soak']} s of soak."]
+    report += [f"{len(waves)} waves have something to do, with {len(waves) * plan['soak'] / 3600:.1f} h of soak."]
     report += ["To carry it out: " + COMMAND.format(plan["name"])]
     return {"retcode": 3 if plan["left_out"] else 0, "report": report, "plan": plan, "waves": waves}
 

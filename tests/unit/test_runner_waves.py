@@ -3,10 +3,14 @@
 import datetime
 import os
 import re
+import shlex
 import stat
 
 import pytest
+import salt.output
+import salt.utils.args
 
+from tests.conftest import REPO
 from tests.unit.test_runner_fleet import client_of, runner  # noqa: F401, a fixture
 from tests.unit.test_runner_report import HOSTILE, moving, overview, state, task
 
@@ -308,16 +312,21 @@ def fleet(runner, tmp_path, monkeypatch):  # noqa: F811
     runner.well = {f"db{number}": overview() for number in range(4)}
     runner.states = {name: {"x": state(result=None, comment="would be installed")} for name in runner.well}
     runner.off = {"off"}
+    runner.clusters = {}
 
     def ask(target, tgt_type, calls, *_):
         names = set(target if tgt_type == "list" else [*runner.well, *runner.off])
         answers = {
-            name: {"kgraft.overview": told, "state.apply": runner.states[name], "grains.item": {"cluster": ""}}
+            name: {
+                "kgraft.overview": told,
+                "state.apply": runner.states[name],
+                "grains.item": {"cluster": runner.clusters.get(name)},
+            }
             for name, told in runner.well.items()
             if name in names
         }
         told = runner.fleets.Fleet(
-            set(answers) | runner.off & names, answers, dict.fromkeys(runner.off & names, "nothing")
+            set(answers) | runner.off & names, answers, dict.fromkeys(runner.off & names, "nothing in 30 s")
         )
         return runner.fleets.expect(told, names)
 
@@ -450,3 +459,45 @@ def test_what_cannot_be_is_answered_with_5_and_nothing_is_written(fleet, tmp_pat
     assert (data["retcode"], fleet.__context__["retcode"]) == (5, 5)
     assert words in data["report"][0]
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
+
+
+# -- the manual
+
+
+def shown(data):
+    """As salt-run prints it."""
+    told = {"report": "\n".join(data["report"]), "retcode": data["retcode"]}
+    return salt.output.out_format(told, "nested", {"color": False}) + "\n"
+
+
+@pytest.mark.parametrize("scene", ["planned", "stopped"])
+def test_what_the_manual_shows_of_a_rollout_is_what_is_said(fleet, scene):
+    page = (REPO / "docs" / "roll-out.md").read_text("utf-8")
+    [command, output, code] = re.search(
+        rf"<!-- roll-out: {scene} -->\n+```console\n\$ (.*)\n((?s:.*?))\$ echo \$\?\n(\d)\n```", page
+    ).groups()
+    fleet.well = {f"db{number}": overview(running="14-150500.2.1") for number in range(1, 25)}
+    fleet.clusters = {name: f"c{(number + 1) // 2}" for number, name in enumerate(fleet.well, 1)}
+    fleet.states = {name: {"x": state(result=None, comment="14-150500.2.1 would be installed")} for name in fleet.well}
+    fleet.off = {"db25"}
+
+    def say(command):
+        function, *words = shlex.split(command)[1:]
+        arguments = salt.utils.args.parse_input(words)
+        named = arguments.pop() if isinstance(arguments[-1], dict) else {}
+        named.pop("__kwarg__", None)
+        return getattr(fleet, function.partition(".")[2])(*arguments, **named)
+
+    plan = say(re.search(r"\$ (salt-run kgraft.plan .*)", page).group(1))
+    if scene == "stopped":
+        waves = plan["plan"]["waves"]
+        fleet.wave("2026-12", 0)
+        for number, names in enumerate(waves[:4], 1):
+            assert fleet.wave("2026-12", number)["retcode"] == 0
+            done(fleet, *names)
+        fleet.well[waves[3][0]] = moving(9999, task("kernel", None, "NFS 4 keeps this thread parked"))
+        fleet.states[waves[3][1]] = {"x": state(result=False, comment="rpm: no space left on the device")}
+        fleet.off.add(waves[3][2])
+        del fleet.well[waves[3][2]]
+        plan = say(command)
+    assert (shown(plan), plan["retcode"]) == (output, int(code))
