@@ -18,6 +18,7 @@ from salt.exceptions import SaltException
 Fleet = collections.namedtuple("Fleet", "asked answers silent")
 
 NOBODY = "Nobody could be asked: the target matches no machine that this master knows."
+MOMENT = r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})Z"
 AHEAD = 300  # seconds by which a machine's clock may be ahead of ours
 UNKNOWN = "this master has no key of it"
 
@@ -118,10 +119,11 @@ def line(value, most=160):
 
 def moment(text):
     """A time as machines write it, ``2026-11-23T02:10:00Z``, in seconds; None if it is none."""
+    match = re.fullmatch(MOMENT, text) if isinstance(text, str) else None
     try:
-        told = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
-        return told.replace(tzinfo=datetime.timezone.utc).timestamp()
-    except (TypeError, ValueError, OverflowError):
+        # strptime takes ten times as long, and a report of 3,000 machines has 6,000 times
+        return match and datetime.datetime(*map(int, match.groups()), tzinfo=datetime.timezone.utc).timestamp()
+    except ValueError:
         return None
 
 

@@ -645,6 +645,8 @@ def _begin(file, saved, sizes):
     calls, judge = _wish(saved["sls"])
     calls.update({"grains.item": ((saved["separate_by"],), {})} if saved["separate_by"] else {})
     fleet = _ask(saved["target"], saved["tgt_type"], calls, saved["timeout"], saved["gather_job_timeout"])
+    if fleet.asked is None:
+        raise ValueError("Below syndics it is not known who was asked: give target as a list of names, tgt_type=list.")
     found = _found(fleet, judge)
     plans.extend(saved, found, fleet.answers, sizes)
     # restarts before it are no matter

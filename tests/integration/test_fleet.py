@@ -311,7 +311,7 @@ installed:
     - contents_newline: False
 it takes a while:
   module.run:
-    - test.sleep: [{length: {{ {0: 9, 2: 25}.get(grains["number"], 0) }}}]
+    - test.sleep: [{length: {{ {0: 8, 2: 25}.get(grains["number"], 0) }}}]
     - onchanges: [file: installed]
 no transition runs:
   kgraft.settled:
@@ -354,8 +354,8 @@ def test_a_rollout_loses_no_machine_and_its_second_run_finishes(fleet, master, r
     off = pathlib.Path(master.config["pki_dir"]) / "minions" / "off"
     sticks.kernel.task(731, "nfsd", kthread=True, blocking=True)
     sticks.kernel.start("kgraft-patch-2-2_1")
-    options = ["sls=patched", "soak=1", "wave_timeout=3", "max_wave=2", "waves=['100%']", "max_stuck=2"]
-    options += ["timeout=3", "gather_job_timeout=5"]
+    options = ["sls=patched", "soak=1", "wave_timeout=1", "max_wave=2", "waves=['100%']", "max_stuck=2"]
+    options += LIMITS
     with master.state_tree.base.temp_file("patched.sls", PATCHED), concurrent.futures.ThreadPoolExecutor() as threads:
         plan = run("kgraft.plan", "*", "name=2026-12", f"canaries={slow.id}", *options)
         assert (plan.returncode, plan.data["plan"]["left_out"]) == (0, [])

@@ -400,6 +400,13 @@ def test_a_plan_is_made_carried_out_and_told(fleet):
     assert fleet.wave("2026-12", 0)["waves"] == []
 
 
+def test_below_syndics_a_plan_must_name_its_machines(fleet, monkeypatch):
+    monkeypatch.setattr(fleet, "_ask", lambda *_: fleet.fleets.Fleet(None, {}, {}))
+    told = fleet.plan("*", name="2026-12", canaries="db0")
+    assert told["retcode"] == 5
+    assert "Below syndics it is not known who was asked" in told["report"][0]
+
+
 def test_who_was_lost_in_a_wave_is_missing_also_in_the_next_run(fleet):
     fleet.plan("*", name="2026-12", canaries="db0", waves=["100%"])
     done(fleet, "db0")
