@@ -57,14 +57,14 @@ def _add(found, seen, machine, word, data):
     about = {key: data[key] and fleets.line(data[key], 100) for key in TEXTS}
     if data["id"] != machine or {"cmd", "tag", "pretag", "data"} & set(data) or when is None or not about["transition"]:
         return "refused"
-    key = (machine, about["transition"], word, number)
+    key, seconds = (machine, about["transition"], word, number), float(data.get("seconds") or 0)
     if key in seen:
         return "repeated"
     seen.add(key)
     one = found.setdefault(key[:2], dict.fromkeys(Transition._fields, None))
-    seconds = float(data["seconds"] or 0) if word != "started" else 0.0
     one.update({name: value for name, value in about.items() if value}, machine=machine)
-    one["started"] = min(one["started"] or when, when - max(0.0, min(seconds, 1e8)))
+    if word == "started" or one["started"] is None:
+        one["started"] = when - max(0.0, min(seconds, 1e8))
     one["last"] = max(one["last"] or when, when)
     one["stuck"] = max(one["stuck"] or 0, seconds) if word == "stuck" else one["stuck"]
     if word == "finished":
@@ -88,5 +88,5 @@ def told(one, form):
     """A transition as a line; ``form`` makes a date and time of seconds."""
     how = {None: "may still run", "reboot": "ended by a reboot", "unseen": "its end was not heard of"}
     words = f"finished after {one.seconds:.0f} s" if one.seconds else how.get(one.ended, "finished")
-    stuck = f", stuck for {one.stuck:.0f} s and more" if one.stuck else ""
-    return f"{form(one.started)} {one.machine} {one.patch or 'unknown patch'} {one.direction or ''} {words}{stuck}"
+    words += f", stuck for {one.stuck:.0f} s and more" if one.stuck else ""
+    return " ".join(filter(None, [form(one.started), one.machine, one.patch or "unknown patch", one.direction, words]))
