@@ -58,13 +58,15 @@ def _add(found, seen, machine, word, data):
     if data["id"] != machine or {"cmd", "tag", "pretag", "data"} & set(data) or when is None or not about["transition"]:
         return "refused"
     key, seconds = (machine, about["transition"], word, number), float(data.get("seconds") or 0)
+    if not 0 <= seconds < 1e9:
+        raise ValueError(seconds)
     if key in seen:
         return "repeated"
     seen.add(key)
     one = found.setdefault(key[:2], dict.fromkeys(Transition._fields, None))
     one.update({name: value for name, value in about.items() if value}, machine=machine)
     if word == "started" or one["started"] is None:
-        one["started"] = when - max(0.0, min(seconds, 1e8))
+        one["started"] = when - seconds
     one["last"] = max(one["last"] or when, when)
     one["stuck"] = max(one["stuck"] or 0, seconds) if word == "stuck" else one["stuck"]
     if word == "finished":

@@ -2,12 +2,14 @@
 What other programs make of what we write. They are Debian's, fetched by apt and unpacked in the cache, never installed.
 
 ``promtool``   the path of Prometheus's own checker
+``browser``    Chromium
 """
 
 import os
 import subprocess
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from tests.kernel import debian
 
@@ -25,3 +27,13 @@ def promtool():
             subprocess.run(unpack, input=files, check=True)
     assert os.access(program, os.X_OK)
     return program
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, driven by Playwright."""
+    with sync_playwright() as playwright:
+        # root has no sandbox, and the page is ours
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -141,6 +141,8 @@ TORN = [
     b"[" * 100000 + b"\n",
     event("finished", 3, seconds="long").encode() + b"\n",
     event("finished", 3, seconds=[1]).encode() + b"\n",
+    event("finished", 3, seconds=float("nan")).encode() + b"\n",
+    event("finished", 3, seconds=-1e9).encode() + b"\n",
 ]
 
 
