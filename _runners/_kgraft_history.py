@@ -1,8 +1,8 @@
 """
-What the beacon told, kept by Salt itself in a file of lines (``event_return: rawfile_json``), as transitions of machines.
+What the beacon told, which Salt itself keeps in a file of lines (``event_return: rawfile_json``), as transitions.
 
-A line is a claim. Salt checks who sent an event, except for a *flat* one: a minion writes the ``id`` in that itself, so one
-that was broken into can put lines of another machine here. Refused is what the tag alone forges.
+A line is a claim. Salt checks who sent an event, except for a *flat* one: a minion writes the ``id`` in that itself, so
+one that was broken into can put lines of another machine here. Refused is what the tag alone forges.
 """
 
 import collections
@@ -17,8 +17,8 @@ if typing.TYPE_CHECKING:  # handed in
 
 TAG = re.compile(r"salt/beacon/([^/]+)/[^/]+/(started|finished|stuck)\Z")
 TEXTS = ("transition", "patch", "direction", "boot_id", "kernelrelease")
-# how it ended: finished, as the beacon said; or only seen to be over, since the machine was restarted (reboot) or another
-# transition came (unseen); None where it may still run
+# how it ended: finished, as the beacon said; or only seen to be over, since the machine was restarted (reboot) or
+# another transition came (unseen); None where it may still run
 Transition = collections.namedtuple(
     "Transition", "machine transition patch direction boot_id kernelrelease started seconds stuck ended last"
 )

@@ -1,8 +1,8 @@
 """
 The fleet as one HTML file that needs nothing else: no server, no network, and no JavaScript to be whole.
 
-What machines say is text and nothing else: Jinja escapes every value, and a policy (CSP) lets run only the one style and
-the one script that are named by their hashes. So there is no ``style`` attribute, and no value in style or script.
+What machines say is text and nothing else: Jinja escapes every value, and a policy (CSP) lets run only the one style
+and the one script that are named by their hashes. So there is no ``style`` attribute, and no value in style or script.
 """
 
 import base64
@@ -16,7 +16,7 @@ import markupsafe
 if typing.TYPE_CHECKING:  # handed in
     from . import _kgraft_fleet as fleets
 
-# The order of rows: what is not known first, what is good last. A sign and a word for each, for colour alone says nothing.
+# The order of rows: what is not known first, what is good last. A sign and a word for each: colour alone says nothing.
 LOOKS = (
     ("no answer", "?", "none"),
     ("failed", "?", "none"),
@@ -40,15 +40,18 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--fg:#e8e8e8;--bg:#161616;--dim:#b0b0b0;--line:#444;--good:#7bd69a;--bad:#ff9c9c;
 --moving:#ffc46b;--none:#c4c4c4}}
 body{font:15px/1.45 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:1.5rem;max-width:80rem}
-button,input,select{font:inherit;color:inherit;background:var(--bg);border:1px solid var(--dim);border-radius:4px;padding:.2rem .5rem}
+button,input,select{font:inherit;color:inherit;background:var(--bg);border:1px solid var(--dim)}
+button,input,select{border-radius:4px;padding:.2rem .5rem}
 button{cursor:pointer}button[aria-pressed=true]{outline:3px solid var(--fg)}:focus-visible{outline:3px solid #2a7de1}
 table{border-collapse:collapse;width:100%;margin:.8rem 0}caption{text-align:left;color:var(--dim);padding:.3rem 0}
 th,td{text-align:left;vertical-align:top;padding:.25rem .5rem;border-bottom:1px solid var(--line)}
 thead th{position:sticky;top:0;background:var(--bg)}thead button{border:0;padding:0;font-weight:bold}
 th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending] button::after{content:" \\25BC"}
 .good{color:var(--good)}.bad{color:var(--bad);font-weight:bold}.moving{color:var(--moving)}.none{color:var(--none)}
-.controls{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.8rem 0}svg{width:100%;height:auto;overflow:visible}
-svg text{font-size:11px;fill:var(--fg)}svg line{stroke:var(--line)}svg .good{fill:var(--good)}svg .moving{fill:var(--moving)}
+.controls{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.8rem 0}
+svg{width:100%;height:auto;overflow:visible}
+svg text{font-size:11px;fill:var(--fg)}svg line{stroke:var(--line)}
+svg .good{fill:var(--good)}svg .moving{fill:var(--moving)}
 svg .bad{fill:var(--bad);stroke:var(--fg);stroke-width:1.5}[hidden]{display:none}
 @media print{.controls{display:none}thead{display:table-header-group}thead th{position:static}tr{break-inside:avoid}}
 """
@@ -104,8 +107,8 @@ PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src {{ style_hash }}; script-src {{ script_hash }};
- img-src data:; base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src {{ style_hash }};
+ script-src {{ script_hash }}; img-src data:; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width">
 <title>Live patching</title>
 <style>{{ style }}</style>
@@ -116,7 +119,8 @@ PAGE = """<!doctype html>
 <p>As of <time datetime="{{ now | iso }}">{{ now | minute }}</time>, {{ source }}. {{ verdict }}</p>
 <div class="controls" id="controls" hidden>
 {%- for name, sign, look, count in counts %}
-<button type="button" aria-pressed="false" data-class="{{ name }}" class="{{ look }}">{{ sign }} {{ count }} {{ name }}</button>
+<button type="button" aria-pressed="false" data-class="{{ name }}" class="{{ look }}">
+{#- #}{{ sign }} {{ count }} {{ name }}</button>
 {%- endfor %}
 <label>Search <input id="search" type="search"></label>
 <label>Last answer <select id="age"><option value="">any</option><option value="3600">older than an hour</option>
@@ -144,12 +148,14 @@ PAGE = """<!doctype html>
 <title id="drawn-title">Transitions over time</title>
 <desc id="drawn-text">A row for each machine, a bar for each transition; the table below has the same facts.</desc>
 {%- for x, day in ticks %}
-<line x1="{{ x }}" x2="{{ x }}" y1="14" y2="{{ 20 + high * drawn | length }}"/><text x="{{ x + 2 }}" y="11">{{ day }}</text>
+<line x1="{{ x }}" x2="{{ x }}" y1="14" y2="{{ 20 + high * drawn | length }}"/>
+{#- #}<text x="{{ x + 2 }}" y="11">{{ day }}</text>
 {%- endfor %}
 {%- for machine, bars in drawn %}
 <text x="0" y="{{ 30 + high * loop.index0 }}">{{ machine }}</text>{% set y = 20 + high * loop.index0 %}
 {%- for bar in bars %}
-<rect x="{{ bar.x }}" y="{{ y + (0 if bar.look == 'bad' else 3) }}" width="{{ bar.width }}" height="{{ 13 if bar.look == 'bad' else 7 }}" class="{{ bar.look }}"><title>{{ bar.text }}</title></rect>
+<rect x="{{ bar.x }}" y="{{ y + bar.top }}" width="{{ bar.width }}" height="{{ bar.height }}" class="{{ bar.look }}">
+{#- #}<title>{{ bar.text }}</title></rect>
 {%- endfor %}
 {%- endfor %}
 </svg>
@@ -157,12 +163,14 @@ PAGE = """<!doctype html>
 {%- endif %}
 <table>
 <caption>{{ history | length }} transitions, the newest first; a tall bar, and "stuck" here, is one that stuck</caption>
-<thead><tr><th scope="col">Started</th><th scope="col">Machine</th><th scope="col">Patch</th><th scope="col">Direction</th>
-<th scope="col">Stuck</th><th scope="col">Ended</th></tr></thead>
+<thead><tr>
+{%- for head in ("Started", "Machine", "Patch", "Direction", "Stuck", "Ended") %}<th scope="col">{{ head }}</th>{% endfor -%}
+</tr></thead>
 <tbody>
 {%- for one in history %}
-<tr><td>{{ one.started | minute }}</td><th scope="row">{{ one.machine }}</th><td>{{ one.patch or 'unknown' }}</td><td>{{ one.direction or '' }}</td>
-{#- #}<td class="{{ 'bad' if one.stuck else '' }}">{{ 'stuck for %.0f s and more' | format(one.stuck) if one.stuck else '' }}</td><td>{{ one | ended }}</td></tr>
+<tr><td>{{ one.started | minute }}</td><th scope="row">{{ one.machine }}</th>
+{#- #}<td>{{ one.patch or 'unknown' }}</td><td>{{ one.direction or '' }}</td>
+{#- #}<td class="bad">{{ 'stuck for %.0f s and more' | format(one.stuck) if one.stuck }}</td><td>{{ one | ended }}</td></tr>
 {%- endfor %}
 </tbody>
 </table>
@@ -241,7 +249,7 @@ def _hash(text):
 
 def _ended(one):
     if one.ended == "finished":
-        return "after %.0f s" % one.seconds if one.seconds else "finished, unseen"
+        return f"after {one.seconds:.0f} s" if one.seconds else "finished, unseen"
     return {None: "may still run", "reboot": "by a reboot", "unseen": "its end was not heard of"}[one.ended]
 
 
@@ -259,4 +267,5 @@ def _bar(one, start, now):
     begin, end = _x(one.started, start, now), _x(one.last if one.ended else now, start, now)
     text = "{}, {}: {}".format(one.machine, one.patch or "unknown patch", _ended(one))
     look = "bad" if one.stuck else "good" if one.ended == "finished" else "moving"
-    return {"x": begin, "width": round(max(end - begin, 2), 1), "look": look, "text": text}
+    bar = {"x": begin, "width": round(max(end - begin, 2), 1), "look": look, "text": text}
+    return dict(bar, top=0 if one.stuck else 3, height=13 if one.stuck else 7)

@@ -1,4 +1,4 @@
-"""The page of the fleet in a real browser: that it works, that nothing in it runs but our script, and that all can use it."""
+"""The page of the fleet in a real browser: it works, nothing in it runs but our script, and all can use it."""
 
 import re
 

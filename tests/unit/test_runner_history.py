@@ -1,4 +1,4 @@
-"""What the beacon told, read back from the file that Salt keeps: folded, closed, and with all that is no event survived."""
+"""What the beacon told, read back from the file that Salt keeps: folded, closed, and nothing else believed."""
 
 import gzip
 import json
