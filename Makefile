@@ -13,7 +13,7 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 SALT_3006 := $(shell $(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 12) and print(".venv/3006/.test")')
 # the tests' Salt writes no bytecode itself, and without any each call of it takes three times as long
 export UV_COMPILE_BYTECODE := 1
-MINION_FILES := $(wildcard _modules _states _beacons) saltext
+MINION_FILES := $(wildcard _modules _states _beacons _runners) saltext
 
 # $(call step,NAME,COMMANDS): says what runs and how long it took; .ci/run reads $STAGE_TIMES
 define step

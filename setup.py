@@ -1,6 +1,6 @@
 """The folders that Salt syncs are the packages that pip installs; all else about the project is in pyproject.toml."""
 
-KINDS = ("modules", "states", "beacons")
+KINDS = ("modules", "states", "beacons", "runners")
 
 # Salt imports this file when a minion's module_dirs names the checkout itself, and setuptools may not be there, or not
 # after all that Salt has imported.

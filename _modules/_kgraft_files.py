@@ -19,6 +19,7 @@ Whether the patch or the task that a file belongs to is gone, too, is told by it
 import errno
 import os
 import re
+import tempfile
 
 UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 
@@ -117,6 +118,24 @@ def write(path, value, refusals):
             os.close(descriptor)
     except OSError as err:
         raise OSError(f"Cannot write {text(path)}: {refusals.get(err.errno, err.strerror)}") from err
+
+
+def replace(path, content, mode):
+    """
+    Write a whole file, or leave the old one. Not salt.utils.atomicfile: it passes over an error of flush, and a full
+    disk is one.
+    """
+    beside = None
+    try:
+        descriptor, beside = tempfile.mkstemp(prefix=".kgraft.", dir=os.path.dirname(path))
+        with open(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, mode)
+            file.write(content)
+        os.replace(beside, path)
+    except OSError as err:
+        if beside:
+            os.unlink(beside)
+        raise OSError(f"Cannot write {text(path)}: {err.strerror}") from err
 
 
 def exists(directory):

@@ -20,6 +20,7 @@ import typing
 if typing.TYPE_CHECKING:
     from . import _kgraft_files as files
     from . import _kgraft_poker as poker
+    from . import _kgraft_prober as prober
     from . import _kgraft_tasks as tasks
 
 METHODS = ("trace", "signals")
@@ -47,6 +48,7 @@ REASONS = {
     "lost": "the process that pokes ended before it was done",
     "other": "its number went to another process",
     "crossed": "it has crossed meanwhile",
+    "probe": "it measures how long a service does not answer (kgraft_probe)",
     "still": "it was moved, and is still in the old code",
 }
 REASONS["ended"] = REASONS["zombie"]
@@ -201,14 +203,16 @@ def default_patterns(method, names):
 
 def ancestors():
     """The ancestors of this process, in this machine's own /proc."""
-    found, pid = [], os.getpid()
-    while pid and pid not in found:
-        found.append(pid)
-        try:
-            pid = tasks.thread(_own(pid)).parent
-        except FileNotFoundError:
-            break
-    return found[1:]
+    return [one.tid for one in _lineage(os.getpid())][1:]
+
+
+def _lineage(pid):
+    """A process and its ancestors, in this machine's own /proc, up to one that ends meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        while pid:
+            one = tasks.thread(_own(pid))
+            yield one
+            pid = one.parent
 
 
 def turn(task, family):
@@ -231,6 +235,8 @@ def refusal(root, task, patterns, family, method):
     if method == "signals":
         reason = reason or _seen_by_others(task["pid"], family)
     reason = reason or protected(proc, task, patterns) or other_process(proc, task)
+    if not reason and any(one.name == prober.NAME for one in _lineage(task["pid"])):
+        reason = REASONS["probe"]
     if not reason and not tasks.holds(root, task["pid"]):
         reason = REASONS["crossed"]
     return reason, left

@@ -203,7 +203,7 @@ ROWS = (
     ),
     _row(
         "nobody=True abi=kgraft",
-        "Nobody blocks any more. The kernel looks for the end every 2 s.",
+        "Nobody blocks that can be seen. The kernel looks for the end every 2 s.",
         "Wait.",
         "kernel/kgraft.c",
     ),
@@ -239,25 +239,28 @@ def explained(root, answer, patterns, until=None):
 
 def _look_at(root, task, until):
     """What can be seen of the signs, and whether a stack could not be read."""
-    seen, unread = dict(task, names=[task["name"]], stack=[]), False
+    proc = os.path.join(root, "proc", str(task["pid"]))
+    seen, unread = dict(task, names=[task["name"]], stack=[]), len(task["tids"]) > THREADS
     for tid in task["tids"][:THREADS]:
-        directory = os.path.join(root, "proc", str(task["pid"]), "task", str(tid))
-        late = until is not None and time.monotonic() > until
         try:
-            seen["names"].append(files.text(tasks.thread(os.path.join(root, "proc", str(task["pid"])), tid).name))
-            if not late:
-                seen["stack"] += files.lines(files.read(os.path.join(directory, "stack")).rstrip(b"\n"))
-        except (OSError, ValueError) as err:  # without such a file it has ended, or this kernel shows no stacks
-            late = late or not isinstance(err, FileNotFoundError)
-        unread = unread or late
+            seen["names"].append(files.text(tasks.thread(proc, tid).name))
+            if until is not None and time.monotonic() > until:
+                unread = True
+            else:
+                seen["stack"] += tasks.stack(proc, tid)
+        except FileNotFoundError:  # it has ended, or this kernel shows no stacks
+            continue
+        except (OSError, ValueError):
+            unread = True
     return seen, unread
 
 
 def _is_protected(root, task, patterns):
+    """Whether nobody should touch it, which is also so where that cannot be told."""
     try:
         return poking.protected(os.path.join(root, "proc", str(task["pid"])), task, patterns) is not None
     except (OSError, ValueError):
-        return False
+        return True
 
 
 def explain(root, abi, release, seen, protected=False):

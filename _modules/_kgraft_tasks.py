@@ -341,8 +341,13 @@ def _unit(proc):
     return None
 
 
+def stack(proc, tid):
+    """The lines of a thread's kernel stack, which only root may read."""
+    return files.lines(files.read(os.path.join(proc, "task", str(tid), "stack")).rstrip(b"\n"))
+
+
 def _stack(proc, tid):
     try:
-        return files.lines(files.read(os.path.join(proc, "task", str(tid), "stack")).rstrip(b"\n"))
+        return stack(proc, tid)
     except OSError:
         return None

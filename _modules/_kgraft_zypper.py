@@ -46,7 +46,7 @@ INSTALLED = "(System Packages)"  # zypper's word for what no repository has
 
 Repository = collections.namedtuple("Repository", "alias name priority")
 Offer = collections.namedtuple("Offer", "package edition repository")
-Update = collections.namedtuple("Update", "name status cves bugs")
+Update = collections.namedtuple("Update", "name status severity reboot cves bugs issued")
 
 
 def unsupported(os_family):
@@ -270,7 +270,10 @@ class Packages:
             cves = [number.upper() for kind, number in issues if kind == "cve"]
             bugs = ["bsc#" + number for kind, number in issues if kind == "bugzilla"]
             if node.get("status") != "retracted":
-                found.append(Update(node.get("name"), node.get("status"), cves, bugs))
+                about = map(node.get, ("name", "status", "severity"))
+                issued = node.find("issue-date")
+                issued = None if issued is None else int(issued.get("time_t", 0)) or None
+                found.append(Update(*about, node.get("restart") == "true", cves, bugs, issued))
         return found, unread
 
     def brought(self, *updates):
@@ -286,6 +289,13 @@ class Packages:
                 package, _, version = line.split()
                 bringing[re.sub(r"\.[a-z]\w*$", "", package)] = version
         return found
+
+    def needs_rebooting(self):
+        """Whether zypper says that a reboot is needed. Before 1.14.15 it knows no such question (2), and no flag."""
+        answer = self._zypper("needs-rebooting", env=READ_ONLY)
+        if answer["retcode"] not in (0, 2, 102):
+            raise CommandExecutionError(f"zypper needs-rebooting: {reason(answer)}")
+        return answer["retcode"] == 102
 
     # ----- what stands in the way
 
@@ -322,7 +332,7 @@ class Packages:
         """
         rpm_lock = under(self.rpm("--eval", "%{?_rpmlock_path}")["stdout"].strip().lstrip("/")) if rpm else None
         while True:
-            holder = _zypp_lock() or (_rpm_lock(rpm_lock) if rpm else None)
+            holder = zypp_lock() or (_rpm_lock(rpm_lock) if rpm else None)
             if holder is None:
                 return
             if time.monotonic() >= self.until:
@@ -412,7 +422,7 @@ def failed_scripts():
 # ----- locks
 
 
-def _zypp_lock():
+def zypp_lock():
     for path in ("run/zypp.pid", "var/run/zypp.pid"):
         try:
             with salt.utils.files.fopen(os.path.join(os.environ.get("ZYPP_LOCKFILE_ROOT") or under(""), path)) as lock:

@@ -27,8 +27,6 @@ import re
 import sys
 import time
 
-import salt.utils.atomicfile
-import salt.utils.files
 import salt.utils.platform
 import salt.utils.yaml
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -52,7 +50,8 @@ files = _room("files")
 kernel = _room("kernel", files=files)
 tasks = _room("tasks", files=files, kernel=kernel)
 poker = _room("poker")
-poking = _room("poke", files=files, tasks=tasks, poker=poker)
+prober = _room("prober")
+poking = _room("poke", files=files, tasks=tasks, poker=poker, prober=prober)
 reasons = _room("reasons", files=files, kernel=kernel, tasks=tasks, poking=poking)
 
 
@@ -414,7 +413,7 @@ def overview(names=False):
     told["running"] = next(filter(None, map(kernel.version, reversed(seen["active"]))), None)
     if seen["state"] == "in_progress":
         told["since"] = _since(seen)
-        notes += [] if told["since"] else ["Since when it runs is not known: the beacon kgraft has not seen it"]
+        notes += [] if told["since"] else ["Since when it runs is not known: no memory of the beacon kgraft tells it"]
         held = blocking()
         if held["state"] == "ready":
             return overview(names)
@@ -471,9 +470,7 @@ def support():
         "notes": notes,
     }
     path = os.path.join(__opts__["cachedir"], "kgraft_support.yaml")
-    with salt.utils.files.set_umask(0o077):
-        with salt.utils.atomicfile.atomic_open(path, "w") as file:
-            salt.utils.yaml.safe_dump(told, file, default_flow_style=False)
+    files.replace(path, salt.utils.yaml.safe_dump(told, default_flow_style=False), 0o600)
     return {"path": path, "notes": notes}
 
 
@@ -482,9 +479,10 @@ def _kernel_log(notes):
     if _root() != "/":
         notes.append(f"The kernel's log is that of /, and kgraft.root is {_root()}: it was left out")
         return None
-    answer = __salt__["cmd.run_all"](["dmesg"], python_shell=False, output_loglevel="quiet", timeout=20)
-    if answer["retcode"]:
-        notes.append("dmesg: {}".format(answer["stderr"] or answer["stdout"]))
+    options = {"python_shell": False, "output_loglevel": "quiet", "ignore_retcode": True, "timeout": 20}
+    answer = _ask_others("cmd.run_all", notes, cmd=["dmesg"], **options)
+    if answer is None or answer["retcode"] != 0:
+        notes += ["dmesg: {}".format(files.text(answer["stderr"] or answer["stdout"]))] if answer else []
         return None
     lines = [files.text(line) for line in answer["stdout"].splitlines()]
     # the kernel's own command line may hold what is secret
@@ -540,12 +538,13 @@ def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=Fa
     stop for good.
 
     Only threads that sleep are moved. Never poked: kernel threads, traced,
-    stopped, uninterruptible and running ones, zombies, the protected; by
-    signals also pid 1, this process and its ancestors, and the minion. By
-    tracing those come last, for on kernels that send no signal themselves they
-    are what is left. Right before, a process must still block and have the same
-    start time under ``kgraft.root`` and in this machine's ``/proc``, so that a
-    reused pid or a recorded tree never leads to a stranger.
+    stopped, uninterruptible and running ones, zombies, the protected, probes
+    (``kgraft_probe``) and what they have started; by signals also pid 1, this
+    process and its ancestors, and the minion. By tracing those come last, for
+    on kernels that send no signal themselves they are what is left. Right before, a
+    process must still block and have the same start time under ``kgraft.root``
+    and in this machine's ``/proc``, so that a reused pid or a recorded tree
+    never leads to a stranger.
 
     Kernels with livepatch, and kGraft's from April 2015 on, wake sleepers
     themselves: there a poke only makes it sooner. Programs that take EINTR for

@@ -17,8 +17,8 @@ Salt's own scheduler keeps it fresh:
 """
 
 import calendar
+import importlib.util
 import os
-import tempfile
 import time
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -43,6 +43,19 @@ HELP = {
     "kgraft_supported_until_timestamp_seconds": "The end of live patches for this kernel.",
     "kgraft_reboot_needed": "Whether a reboot is needed; verdict has it in words.",
 }
+
+
+def _room(name, **others):
+    """Execute the private sibling ``_kgraft_<name>.py``, which gets ``others`` first (docs/architecture.md, Rooms)."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"_kgraft_{name}.py")
+    spec = importlib.util.spec_from_file_location(f"{__name__}_{name}", path)
+    room = importlib.util.module_from_spec(spec)
+    vars(room).update(others)
+    spec.loader.exec_module(room)
+    return room
+
+
+files = _room("files")
 
 
 def __virtual__():
@@ -84,9 +97,10 @@ def write(directory=DIRECTORY):
         metrics, notes = [("kgraft_up", {}, 0), ("kgraft_observed_timestamp_seconds", {}, int(time.time()))], [str(err)]
     path = os.path.join(directory, "kgraft.prom")
     try:
-        _replace(path, _text(metrics))
+        # the exporter drops a whole file that it cannot understand, and reads none whose name ends otherwise
+        files.replace(path, _text(metrics), 0o644)
     except OSError as err:
-        raise CommandExecutionError(f"Cannot write {path}: {err.strerror}") from err
+        raise CommandExecutionError(str(err)) from err
     return {"path": path, "up": metrics[0][2] == 1, "notes": notes}
 
 
@@ -138,16 +152,3 @@ def _text(metrics):
 
 def _escaped(value):
     return str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _replace(path, text):
-    """The exporter drops a whole file that it cannot understand, and reads none whose name ends otherwise."""
-    descriptor, beside = tempfile.mkstemp(prefix=".kgraft.", dir=os.path.dirname(path))
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(descriptor, 0o644)
-        os.replace(beside, path)
-    except OSError:
-        os.unlink(beside)
-        raise

@@ -1,6 +1,6 @@
 """
-What live kernel patches are for, on SUSE Linux Enterprise: the CVEs and bugs that they fix, and how long a kernel gets
-new ones.
+What live kernel patches are for, on SUSE Linux Enterprise: the CVEs and bugs that they fix, how long a kernel gets
+new ones, and whether a reboot can wait.
 
 :depends: the execution module ``kgraft_pkg``, zypper and rpm
 :platform: Linux, ``os_family`` Suse
@@ -9,6 +9,7 @@ Everything happens under the minion's option ``kgraft.root``, as in ``kgraft``. 
 answered while another zypper runs. What could not be read is part of an answer.
 """
 
+import datetime
 import importlib.util
 import os
 import re
@@ -20,6 +21,13 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 __virtualname__ = "kgraft_security"
 
 _BUG = re.compile(r"\b(?:bsc|bnc|boo)#\d+")
+# livepatch names the patch at the end (kernel/livepatch/transition.c), kGraft when it begins (kernel/kgraft.c, where
+# the end of a revert is called a success, too)
+_LOG = re.compile(
+    r"^\[ *(\d+)\.\d+\](?:\[ *[TC]\d+\])? (?:livepatch: '([^']+)': patching complete"
+    r"|kgr: (applying|reverting) patch '([^']+)'|(kgr: patching succeeded|kgr succeeded))$",
+    re.MULTILINE,
+)
 # All that may take long about the support window: rpm, and regular expressions
 _LIFECYCLE_SECONDS = 30
 
@@ -42,6 +50,8 @@ zypper = _room(
     minion_root=lambda: __opts__.get("kgraft.root"),
 )
 lifecycle = _room("lifecycle", zypper=zypper)
+boot = _room("boot", zypper=zypper)
+versions = _room("versions", order=zypper.order)
 
 
 def __virtual__():
@@ -78,7 +88,7 @@ def fixes(version=None, timeout=300):
         salt '*' kgraft_security.fixes
         salt '*' kgraft_security.fixes 2-2.1
     """
-    version = _checked(version)
+    version = versions.checked(version)
     packages = zypper.Packages(timeout)
     package = __salt__["kgraft_pkg.name"]()
     known = [patch["version"] for patch in _active(__salt__["kgraft.status"]()).values() if patch["version"]]
@@ -97,16 +107,6 @@ def fixes(version=None, timeout=300):
         raise CommandExecutionError("; ".join([none] + _sentences(unread)))
     told, missed = _fixes(packages, package, max(known, key=zypper.order), _loaded(packages, package))
     return dict(told, unread=_sentences({**unread, **missed}))
-
-
-def _checked(version):
-    """Return a version as text. YAML makes a number of 2 and of 2.1, and 2.10 has then become 2.1."""
-    if version is None:
-        return None
-    text = str(version) if isinstance(version, (str, int)) and not isinstance(version, bool) else ""
-    if not re.fullmatch(r"\d+(-[\w.]+)?", text, re.ASCII):
-        raise SaltInvocationError(f"version is {version!r}: quote it, as '2' or '2-2.1'")
-    return text
 
 
 def _sentences(unread):
@@ -135,9 +135,7 @@ def _changelog(packages, *of):
 
 def _update_issues(packages, package, version, unread):
     """What the updates up to a version fix."""
-    found, missed = packages.ask("search", "-t", "patch", "--conflicts", "--match-exact", package)
-    names = sorted({node.get("name") for node in found.iter("solvable")})
-    brought = {name: of.get(package) for name, of in packages.brought(*names).items()} if names else {}
+    brought, missed = _bringing(packages, package)
     if version not in brought.values():
         told = (
             f"Nothing says what {package} {version} fixes: it is not loaded, not installed, "
@@ -148,6 +146,13 @@ def _update_issues(packages, package, version, unread):
     updates = [update for update in packages.updates()[0] if update.name in upto]
     cves, bugs = ({each for update in updates for each in getattr(update, key)} for key in ("cves", "bugs"))
     return {"cves": sorted(cves), "bugs": sorted(bugs)}, missed
+
+
+def _bringing(packages, package):
+    """``{update: version}`` of the updates that bring a package."""
+    found, unread = packages.ask("search", "-t", "patch", "--conflicts", "--match-exact", package)
+    names = sorted({node.get("name") for node in found.iter("solvable")})
+    return {name: of.get(package) for name, of in packages.brought(*names).items()} if names else {}, unread
 
 
 def _is_initial(version):
@@ -212,15 +217,21 @@ def cves(*cves, timeout=300):
     }
 
 
-def _told(packages, wanted):
-    """Return ``{CVE: answer}`` of those that somebody names, and ``{who: why}`` of what could not be read."""
-    status = __salt__["kgraft.status"]()
-    active = _active(status)
+def _package(status):
+    """The name of the running kernel's live-patch package; None for a kernel that has none."""
     try:
-        package = __salt__["kgraft_pkg.name"](status["kernelrelease"]) if status["abi"] else None
+        return __salt__["kgraft_pkg.name"](status["kernelrelease"]) if status["abi"] else None
     except CommandExecutionError:
-        # A kernel for which there are no live patches
-        package = None
+        return None
+
+
+def _told(packages, wanted, settled=False):
+    """
+    Return ``{CVE: answer}`` of those that somebody names, and ``{who: why}`` of what could not be read; if ``settled``,
+    of those that are fixed.
+    """
+    status = __salt__["kgraft.status"]()
+    active, package = _active(status), _package(status)
     loaded = _loaded(packages, package) if active and package else ({}, {})
     told, unread = {}, {}
 
@@ -243,6 +254,8 @@ def _told(packages, wanted):
 
     ask_patches("applied", "fixed by {}")
     ask("the kernel's changelog", _by_kernel, status["kernelrelease"])
+    if settled:
+        return told, unread
     ask_patches("applying", "pending: settling {}")
     ask("the installed package", _by_package, package, active)
     ask("the updates", _by_updates, package, active)
@@ -329,6 +342,221 @@ def supported_until(kernelrelease=None):
         salt '*' kgraft_security.supported_until
     """
     return lifecycle.end(__salt__["kgraft_pkg.name"](kernelrelease), zypper.Packages(_LIFECYCLE_SECONDS))
+
+
+def reboot(must=None, timeout=300):
+    """
+    Say whether this machine has to be rebooted, now or at all, and why. Nothing is changed, and nothing of this project
+    ever reboots a machine.
+
+    must
+        The CVEs that matter, as a list or as text with commas between. Default: those that an update of severity
+        *important* or *critical* names. A live patch comes for CVSS 7 and above only, so of all CVEs some are always
+        open
+
+    timeout
+        Seconds that all questions to zypper, rpm and the boot loader's tool may take together. Default: ``300``
+
+    Returns a dict:
+
+    ``verdict``
+        ``needed``
+            at least one of these is certain, whatever else cannot be told:
+
+            * something else than a kernel, which was installed since the boot, asks for a reboot: by
+              ``zypper needs-rebooting`` or the file ``/run/reboot-needed``, by zypper's rules for it
+              (``installhint(reboot-needed)``, ``/etc/zypp/needreboot``), or by an applied update that is flagged so. An
+              update that brings a kernel counts as the kernel
+            * the next boot brings a kernel that fixes a CVE that matters, and neither the running kernel nor its
+              settled live patches fix it (``uncovered``)
+            * live patches for the running kernel have ended (``until``): if the next boot brings it again, it takes a
+              newer kernel, too
+            * a live patch was reverted and no other one replaced it, or the kernel is marked as unsupported and no
+              loaded module accounts for that: SUSE's kernels do so when a live patch is reverted
+        ``unknown``
+            none of these, and something could not be told: which kernel comes (see below), a changelog, an update, how
+            severe a CVE is, what a loaded patch fixes, or zypper is at work
+        ``can wait``
+            the next boot brings another kernel, and all that matters of what it fixes is fixed; or only a kernel asks
+            for a reboot that would not bring it
+        ``not needed``
+            the next boot brings the running kernel again, and nothing asks for it
+    ``until``
+        the end of live patches for the running kernel, as ``kgraft_security.supported_until`` says it; None where
+        nothing names it
+    ``reasons``
+        sentences: what was decisive, then what could not be told
+    ``next_kernel``
+        the release of the kernel that the next boot brings; None where that cannot be told
+    ``uncovered``, ``below``
+        the CVEs that matter, and how many others there are, which that kernel fixes and neither the running one nor its
+        settled live patches; None where that cannot be told. What a kernel fixes is what its package's changelog names
+
+    Which kernel comes is told of GRUB 2 alone (``LOADER_TYPE`` in ``/etc/sysconfig/bootloader``), where its default is
+    the first entry of ``/boot/grub2/grub.cfg``: by number, title or id, written there or saved in ``grubenv``. It is
+    not told if there is an entry for one boot (GRUB's, the firmware's, a kernel loaded for kexec), where the next boot
+    takes another subvolume of Btrfs (a rollback of snapper's), or on a read-only root. Not seen is that a transition
+    was forced: what the kernel tells of it is in its log.
+
+    Raises ``CommandExecutionError`` if the kernel cannot be looked at; ``SaltInvocationError`` for a ``must`` that is
+    empty or has something else than CVE numbers, or for a ``timeout`` that cannot be.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_security.reboot
+        salt '*' kgraft_security.reboot must='[CVE-2016-5195]' timeout=60
+    """
+    packages, must = zypper.Packages(timeout), must if must is None else _numbers(must)
+    status = __salt__["kgraft.status"]()
+    running, package, needed = status["kernelrelease"], _package(status), []
+    doubts = [f"{who} is at work on the packages" for who in [zypper.zypp_lock()] if who]
+
+    def ask(what, otherwise, question, *arguments):
+        try:
+            return question(*arguments) if not doubts or time.monotonic() < packages.until else otherwise
+        except (CommandExecutionError, OSError, ValueError) as err:
+            doubts.append(f"{what} cannot be told: {err}")
+            return otherwise
+
+    names, kernels, unread = ask("What asks for a reboot", ([], False, {}), boot.asking, packages, ask)
+    needed += [f"Installed since the boot, and asking for another: {_few(names, 5)}"] if names else []
+    doubts += _sentences(unread)
+    needed += ask("What was reverted", [], boot.reverted, __salt__["kgraft.patches"]() if status["abi"] else {})
+    needed += ask("Whether the kernel is marked as unsupported", [], boot.unsupported)
+    coming = ask("Which kernel the next boot brings", None, boot.next_kernel, packages)
+    uncovered, below = ([], 0) if coming == running else (None, None)
+    if coming not in (None, running):
+        uncovered, below = ask("What that one alone fixes", (None, None), _uncovered, packages, coming, must, doubts)
+    if uncovered:
+        fixes = f"The next boot brings {coming}, which fixes {_few(uncovered, 5)}"
+        needed.append(f"{fixes}: neither {running} nor a settled live patch does")
+    until = package and ask(f"Until when {running} gets live patches", None, lifecycle.end, package, packages)
+    if until and until < datetime.date.today().isoformat():
+        needed.append(f"Live patches for {running} ended on {until}")
+    good = "can wait", f"The next boot brings {coming}; of what it fixes, all that matters is fixed"
+    if coming == running:
+        asks = "only a kernel asks" if kernels else "nothing asks"
+        good = "can wait" if kernels else "not needed", f"The next boot brings {running} again, and {asks} for it"
+    verdict = "needed" if needed else "unknown" if doubts else good[0]
+    reasons = [why.rstrip(".") + "." for why in dict.fromkeys(needed + doubts or [good[1]])]
+    told = {"verdict": verdict, "until": until, "reasons": reasons, "next_kernel": coming}
+    return dict(told, uncovered=uncovered, below=below)
+
+
+def dates(timeout=300):
+    """
+    Say when each applied live patch was released, installed, and settled, for who has to show how long that took.
+
+    timeout
+        Seconds that all questions to zypper, rpm and dmesg may take together. Default: ``300``
+
+    Returns ``{'patches': {module: {'version': '2-2.1', 'released': …, 'installed': …, 'settled': …}}, 'unread': []}``
+    with times such as ``'2026-11-23T02:10:00Z'``, None where that is not known:
+
+    ``released``
+        when SUSE released the update that brings this version, by the repositories' update metadata
+    ``installed``
+        when rpm installed this version, if it is the installed one
+    ``settled``
+        when the last task went over, by the kernel's log of this boot, while that reaches so far back. The kernel
+        counts seconds since the boot there, so the time may be off by some minutes after months
+
+    ``unread`` names what could not be read. Raises ``CommandExecutionError`` if the kernel cannot be looked at;
+    ``SaltInvocationError`` for a ``timeout`` that cannot be.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' kgraft_security.dates
+    """
+    packages, status, unread = zypper.Packages(timeout), __salt__["kgraft.status"](), {}
+    package, active = _package(status), _active(status)
+
+    def ask(who, otherwise, question, *arguments):
+        try:
+            told, missed = question(*arguments)
+        except (CommandExecutionError, OSError, ValueError) as err:
+            told, missed = otherwise, {who: str(err)}
+        unread.update(missed)
+        return told
+
+    told, brought, updates, here = {}, {}, [], []
+    if package and active:
+        brought = ask("the updates", {}, _bringing, packages, package)
+        updates = ask("the updates", [], packages.updates)
+        here = ask("rpm", [], _installed_at, packages, package)
+    log = ask("the kernel's log", [], _transitions, packages) if active else []
+    for module, patch in active.items():
+        version = patch["version"] if patch["state"] == "applied" else None
+        names = {name for name in brought if version and brought[name] == version}
+        released = min((update.issued for update in updates if update.name in names and update.issued), default=None)
+        installed = max((when for edition, when in here if edition == version), default=None)
+        settled = max((when for name, when in log if version and name == module), default=None)
+        when = {"released": released, "installed": installed, "settled": settled}
+        told[module] = dict(
+            {word: seconds and _stamp(seconds) for word, seconds in when.items()}, version=patch["version"]
+        )
+    return {"patches": told, "unread": _sentences(unread)}
+
+
+def _stamp(seconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _installed_at(packages, package):
+    form = "%{VERSION}-%{RELEASE} %{INSTALLTIME}\n"
+    lines = packages.query(f"when {package} was installed", form, package)
+    return [(version, int(when)) for version, when in map(str.split, lines)], {}
+
+
+def _transitions(packages):
+    """The patches of which a transition to them ended, each with the time, by the kernel's log of this boot."""
+    if zypper.root():
+        return [], {"the kernel's log": "it is that of /, not of kgraft.root"}
+    command = packages.run("dmesg")
+    if command["retcode"]:
+        raise CommandExecutionError(zypper.reason(command))
+    with open("/proc/stat", encoding="ascii") as stat:
+        boot_time = int(re.search(r"^btime (\d+)$", stat.read(), re.MULTILINE).group(1))
+    found, applying = [], None
+    for seconds, applied, verb, begun, ended in _LOG.findall(command["stdout"]):
+        applying = begun if verb == "applying" else None if verb else applying
+        settled = applied or (applying if ended else None)
+        found += [(settled.replace("-", "_"), boot_time + int(seconds))] if settled else []
+        applying = None if ended else applying
+    return found, {}
+
+
+def _numbers(must):
+    words = must.split(",") if isinstance(must, str) else must if isinstance(must, list) else [must]
+    odd = [word for word in words if not zypper.CVE.fullmatch(str(word).strip())]
+    if odd or not words:
+        raise SaltInvocationError("must: no CVE number is {}".format(", ".join(map(repr, odd)) or "given"))
+    return {word.strip().upper() for word in words}
+
+
+def _uncovered(packages, kernelrelease, must, doubts):
+    """
+    Return what a kernel fixes and neither the running one nor a settled live patch: the CVEs that matter, and how many
+    others; None where that is in doubt.
+    """
+    fixed = set(_changelog(packages, "-f", f"/boot/System.map-{kernelrelease}")["cves"])
+    told, unread = _told(packages, fixed, settled=True)
+    left = fixed - set(told)
+    if left and unread:
+        raise CommandExecutionError("; ".join(_sentences(unread)))
+    if must is not None or not left:
+        return sorted(left & (must or set())), len(left - (must or set()))
+    updates, unread = packages.updates()
+    severe = {cve for update in updates if update.severity in ("critical", "important") for cve in update.cves}
+    mild = {cve for update in updates if update.severity in ("moderate", "low") for cve in update.cves}
+    unrated = left - severe if unread else left - severe - mild
+    if unrated:
+        doubts += _sentences(unread) + [f"No update says for certain how severe {_few(sorted(unrated), 5)} is"]
+    return sorted(left & severe) or (None if unrated else []), None if unrated else len(left - severe)
 
 
 def _active(status):

@@ -17,6 +17,7 @@ from salt.exceptions import SaltException
 Fleet = collections.namedtuple("Fleet", "asked answers silent")
 
 NOBODY = "Nobody could be asked: the target matches no machine that this master knows."
+AHEAD = 300  # seconds by which a machine's clock may be ahead of ours
 UNKNOWN = "this master has no key of it"
 
 
@@ -56,15 +57,21 @@ def ask(client, target, tgt_type, calls, timeout, gather_job_timeout, accepted):
 
 
 def remember(mine, accepted, function, max_age, now):
-    """Ask the mine about the machines whose keys are accepted; what is too old is no answer."""
+    """Ask the mine about the machines whose keys are accepted; what is too old is no answer, nor is a time to come."""
     if not accepted:
         raise ValueError(NOBODY)
-    said = {machine: moment(told.get("observed")) for machine, told in mine.items() if isinstance(told, dict)}
-    answers = {each: {function: mine[each]} for each in accepted if now - (said.get(each) or 0) <= max_age}
-    silent = {each: "its answer in the mine is too old" for each in accepted if each in mine and each not in answers}
-    return Fleet(
-        set(accepted), answers, dict(dict.fromkeys(set(accepted) - set(mine), "nothing in the mine"), **silent)
-    )
+    answers, silent = {}, {}
+    for machine in accepted:
+        told = mine.get(machine)
+        age = now - ((moment(told.get("observed")) if isinstance(told, dict) else None) or 0)
+        if -AHEAD <= age <= max_age:
+            answers[machine] = {function: told}
+        elif machine not in mine:
+            silent[machine] = "nothing in the mine"
+        else:
+            why = "too old" if age > 0 else "of a time to come: its clock is wrong"
+            silent[machine] = f"its answer in the mine is {why}"
+    return Fleet(set(accepted), answers, silent)
 
 
 def expect(fleet, expected):
@@ -81,7 +88,7 @@ def exceptions(path, now):
             told = salt.utils.yaml.safe_load(file) or {}
         for machine in sorted(told):
             entry = told[machine] = {key: str(told[machine][key]) for key in ("reason", "by", "until")}
-            if moment(entry["until"] + " 00:00") is None or "" in entry.values():
+            if moment(entry["until"] + "T00:00:00Z") is None or "" in entry.values():
                 raise ValueError(f"{machine} is excepted until {entry['until']!r}")
     except (OSError, ValueError, TypeError, KeyError, salt.utils.yaml.YAMLError) as err:
         why = f"{path}: {line(err)}; it must be machine: {{reason, by, until: 2026-12-31}}"
@@ -90,13 +97,13 @@ def exceptions(path, now):
     return told, {machine for machine, entry in told.items() if entry["until"] < today}
 
 
-def share(argument, value, total, up=False):
-    """A number of machines, given as such or as a share of all; rounded down, or ``up``."""
+def share(argument, value, total):
+    """A number of machines, given as such or as a share of all, rounded down."""
     match = re.fullmatch(r"(\d{1,9})(%?)", str(value))
     if not match:
         raise ValueError(f"{argument}={value!r}: must be a number of machines, or a share such as 1%")
     count = int(match.group(1))
-    return count if not match.group(2) else -(-count * total // 100) if up else count * total // 100
+    return count * total // 100 if match.group(2) else count
 
 
 def line(value, most=160):
@@ -106,16 +113,12 @@ def line(value, most=160):
 
 
 def moment(text):
-    """
-    A time as this project writes it, in seconds; None if it is none. ``2026-11-23T02:10:00Z``; a package's ``as_of``,
-    ``2026-11-23 02:10``, is a local time.
-    """
-    for form, zone in (("%Y-%m-%dT%H:%M:%SZ", datetime.timezone.utc), ("%Y-%m-%d %H:%M", None)):
-        try:
-            return datetime.datetime.strptime(text, form).replace(tzinfo=zone).timestamp()
-        except (TypeError, ValueError, OverflowError, OSError):
-            continue
-    return None
+    """A time as machines write it, ``2026-11-23T02:10:00Z``, in seconds; None if it is none."""
+    try:
+        told = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
+        return told.replace(tzinfo=datetime.timezone.utc).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def names(machines, most=10):

@@ -13,15 +13,21 @@ Options = collections.namedtuple("Options", "version cves not_affected refresh a
 class Run:
     """One run of a state: the time and the pokes that it may use, and what was seen and done so far."""
 
-    def __init__(self, timeout, poke_after=None, protect=None, **switches):
+    def __init__(self, timeout, poke_after=None, protect=None, probes=None, fail_on_gap=None, **switches):
         self.timeout, self.poke_after, self.protect = timeout, poke_after, protect
+        self.probes, self.fail_on_gap = probes, fail_on_gap
         self.before = None  # the first look
         self.look = None  # takes another one
         self.installed = None  # the package's version; Ellipsis where it is not known what became of it
         self.pokes = []  # the answers of kgraft.poke
+        self.seen = {}  # the answer of kgraft_probe.stop
         _check_number("timeout", timeout, 0, "a number of seconds above 0")
         if poke_after is not None:
             _check_number("poke_after", poke_after, -1, "a number of seconds, or None for never")
+        if fail_on_gap is not None:
+            _check_number("fail_on_gap", fail_on_gap, 0, "a number of seconds above 0, or None for never")
+        if fail_on_gap is not None and not probes:
+            raise SaltInvocationError(f"fail_on_gap is {fail_on_gap!r}, but there are no probes")
         for argument, value in switches.items():
             if not isinstance(value, bool):
                 raise SaltInvocationError(f"{argument} is {value!r}; it must be True or False, without quotes")

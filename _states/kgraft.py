@@ -131,6 +131,8 @@ def applied(
     allow_downgrade=False,
     settle=True,
     max_metadata_age=86400,
+    probes=None,
+    fail_on_gap=None,
 ):
     """
     A live patch is applied, and every task runs it.
@@ -186,6 +188,17 @@ def applied(
         Seconds after which the list of a repository that offers live patches, or may offer some, is too old to say
         which is the newest: then ``latest`` and ``previous`` are no success. Default: ``86400``, a day
 
+    probes
+        Measure how long services do not answer meanwhile: a list of probes, see
+        :mod:`kgraft_probe <saltext.kgraft.modules.kgraft_probe>`. They ask from before the first step until the last,
+        if there is one; where no transition runs they measure for 5 seconds before, which ``timeout`` does not count,
+        what is usual. They are never poked, and end with the state. What they saw is told in the comment, and under
+        ``changes`` if there are any; whatever it is, it keeps no patch out. Default: ``None``
+
+    fail_on_gap
+        Seconds: a longer gap makes the result ``False``, and so does a probe of which nothing is known; the patch is in
+        all the same. One that got no answer at rest is a note. Default: ``None``, never
+
     ``changes`` holds the package, each patch and the ``state`` of the kernel, old and new, as two looks saw them, and
     the tasks that were ``poked``; so they tell what did happen also after a failure. With ``test=True`` it looks,
     refreshes nothing and waits for nothing, and the changes are those that it would make.
@@ -202,10 +215,11 @@ def applied(
     """
     options = arguments.Options(version, cves, not_affected, refresh, allow_downgrade, settle, max_metadata_age)
     switches = {"refresh": refresh, "allow_downgrade": allow_downgrade, "settle": settle}
+    switches.update(probes=probes, fail_on_gap=fail_on_gap)
     return _report(name, lambda run: _apply(run, options), timeout, poke_after, protect, **switches)
 
 
-def settled(name, timeout=300, poke_after=None, protect=None):
+def settled(name, timeout=300, poke_after=None, protect=None, probes=None, fail_on_gap=None):
     """
     No transition is running: no live patch is being applied or reverted.
 
@@ -227,6 +241,12 @@ def settled(name, timeout=300, poke_after=None, protect=None):
         Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
         of ``kgraft.poke``. Default: ``None``
 
+    probes
+        As in ``kgraft.applied``; the transition runs already, so nothing is measured at rest. Default: ``None``
+
+    fail_on_gap
+        As in ``kgraft.applied``. Default: ``None``, never
+
     ``changes`` holds the ``state`` of the kernel and the state of each patch, old and new, as two looks saw them, and
     the tasks that were ``poked``. With ``test=True`` it looks, and waits for nothing.
 
@@ -238,7 +258,7 @@ def settled(name, timeout=300, poke_after=None, protect=None):
             - poke_after: 120
             - protect: ['unit:postgresql*']
     """
-    return _report(name, _settle, timeout, poke_after, protect)
+    return _report(name, _settle, timeout, poke_after, protect, probes, fail_on_gap)
 
 
 # ----- look, act, look again
@@ -258,7 +278,12 @@ def _report(name, act, *limits, **switches):
         if run.protect is not None:
             # who knows the patterns refuses a wrong one now, not when it is time to poke
             _poke(run, test=True)
+        if run.probes is not None:
+            _be_loaded("kgraft_probe.start")
+            probes = __salt__["kgraft_probe.start"](run.probes, test=True)
         ret["result"], ret["comment"], ret["changes"] = act(run)
+        if run.probes and __opts__["test"] and ret["result"] is None:
+            ret["comment"] += "\nGaps would be measured by {}.".format(", ".join(probes))
     except (CommandExecutionError, SaltInvocationError) as err:
         ret["comment"] = _message(err)
     if run is None or run.before is None or __opts__["test"]:
@@ -271,7 +296,37 @@ def _report(name, act, *limits, **switches):
     poked = [tasks.name(task) for poke in run.pokes for task in poke["poked"]]
     if poked:
         ret["changes"]["poked"] = sorted(set(poked), key=poked.index)
+    if run.seen:
+        _tell_gaps(run, ret)
     return ret
+
+
+def _probed(run, steps, act, *arguments):
+    """Act, and have a service asked meanwhile if there is anything to do."""
+    if not run.probes or not steps:
+        return act(*arguments)
+    began = time.monotonic()
+    is_at_rest = run.before.status["state"] == "ready"
+    started = __salt__["kgraft_probe.start"](run.probes, rest=5 * is_at_rest)
+    run.until += time.monotonic() - began
+    try:
+        return act(*arguments)
+    finally:
+        run.seen = __salt__["kgraft_probe.stop"](started, keep=True)
+
+
+def _tell_gaps(run, ret):
+    if ret["changes"]:
+        ret["changes"]["probes"] = run.seen
+    for name, seen in run.seen.items():
+        told = "not known, for its process did not start, or ended early"
+        if seen:
+            known = {figure.replace("_", " "): value for figure, value in seen.items() if value is not None}
+            told = ", ".join(f"{figure} {value}" + " s" * isinstance(value, float) for figure, value in known.items())
+        if run.fail_on_gap is not None and (not seen or (seen["longest_gap"] or 0) > run.fail_on_gap):
+            ret["result"] = False
+            told += f"; fail_on_gap is {run.fail_on_gap} s"
+        ret["comment"] += f"\nProbe {name}: {told}."
 
 
 def _message(err):
@@ -300,7 +355,7 @@ def _settle(run):
         return True, f"No transition is running; {looks.active(look)}.", {}
     if __opts__["test"]:
         return None, _would_wait(look, run), looks.differences(look.facts, steps[-1].facts)
-    seconds = _wait(look, run)
+    seconds = _probed(run, steps, _wait, look, run)
     return True, f"Settled after {seconds:.0f} s; {looks.active(_kernel())}." + _no_poke(look, run), {}
 
 
@@ -387,7 +442,7 @@ def _apply(run, options):
     if told["verdict"] == "refused":
         return False, _comment(told), {}
     expected = told["target"] or told["running"]
-    look, notes, failure = _carry_out(run, steps)
+    look, notes, failure = _probed(run, steps, _carry_out, run, steps)
     if failure or not loads:
         return False, _comment(told, failure or _never(told), *notes), {}
     if options.cves is not None and steps:
@@ -431,8 +486,8 @@ def _be_loaded(*functions):
     for function in functions:
         if function not in __salt__:
             raise CommandExecutionError(
-                "The module {} is not loaded on this minion: live patches as packages need zypper."
-                " kgraft.settled works here.".format(function.split(".")[0])
+                "The module {} is not loaded on this minion: live patches as packages need zypper, probes the module"
+                " kgraft_probe. kgraft.settled without probes works here.".format(function.split(".")[0])
             )
 
 

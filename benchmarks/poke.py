@@ -23,9 +23,9 @@ ROUNDS = 9
 METHODS = ("trace", "signals")
 
 
-def compiled(directory):
-    program = pathlib.Path(directory, "held")
-    subprocess.run(["cc", "-O2", "-pthread", "-o", program, HERE / "held.c"], check=True)
+def compiled(directory, name):
+    program = pathlib.Path(directory, name)
+    subprocess.run(["cc", "-O2", "-pthread", "-o", program, HERE / f"{name}.c"], check=True)
     return program
 
 
@@ -93,7 +93,7 @@ def costs(directory):
 
 def main():
     with tempfile.TemporaryDirectory() as scratch:
-        program = compiled(scratch)
+        program = compiled(scratch, "held")
         print("Longest gap in a process's own work, ms: median (and largest) of interleaved rounds\n")
         print(f"{'threads':>8} {'at rest':>16} {'by tracing':>16} {'by signals':>16}", flush=True)
         for threads in THREADS:

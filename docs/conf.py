@@ -9,7 +9,7 @@ REPO = pathlib.Path(__file__).resolve().parent.parent
 
 # The names that pip gives the modules, on the files as they lie in the checkout.
 sys.path.insert(0, str(REPO))
-for kind in ("modules", "states", "beacons"):
+for kind in ("modules", "states", "beacons", "runners"):
     package = types.ModuleType(f"saltext.kgraft.{kind}")
     package.__path__ = [str(REPO / f"_{kind}")]
     sys.modules[package.__name__] = package

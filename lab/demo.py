@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lab import Lab, samples, wait_until
 from tests.support.packages import KERNEL, PackageRepository, SuseRoot, minion_options
+from tests.support.paused_server import Server
 
 REPO = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -30,6 +31,9 @@ the newest live patch:
   kgraft.applied:
     - version: latest
     - timeout: 3
+    - probes:
+      - tcp: {{address: '{}', send: "ping\\n", expect: "pong\\n", interval: 0.1}}
+        name: a service
 """
 
 
@@ -57,7 +61,7 @@ def cut(text, pattern):
 class Site:
     """A master and its minion ``demo`` on loopback; the minion's kernel and packages are those of this story."""
 
-    def __init__(self, directory, lab):
+    def __init__(self, directory, lab, sls):
         self.directory = directory
         self.environ = lab.environ
         self.daemons = []
@@ -65,7 +69,7 @@ class Site:
         file_root.mkdir()
         for kind in ("_modules", "_states", "_beacons"):
             (file_root / kind).symlink_to(REPO / kind)
-        (file_root / "patched.sls").write_text(SLS)
+        (file_root / "patched.sls").write_text(sls)
         # critical: Salt logs the changes of a state that failed as an [ERROR], above an answer that says the same
         common = {"file_roots": {"base": [str(file_root)]}, "enable_fqdns_grains": False, "log_level": "critical"}
         publish, answer = _free_port(), _free_port()
@@ -207,21 +211,22 @@ def main():
         repository.add_live_patch(KERNEL, "10-2.1")
         suse = stack.enter_context(SuseRoot(lab.root, repository))
         suse.insmod_with(lab.environ)
-        site = stack.enter_context(Site(directory, lab))
+        sls = SLS.format(stack.enter_context(Server(directory / "log")).address)
+        site = stack.enter_context(Site(directory, lab, sls))
 
         say("Where does this machine stand, and what would the state do?")
         show("cat patched.sls")
-        print(SLS)
+        print(sls)
         expect(site.call("kgraft.summary"), "ready no live patch")
-        verdict = r"Result:|Comment:|^ +- "
+        verdict = r"Result:|Comment:|^ +- |Gaps|Probe"
         text = site.call("state.apply", "patched", test=True, only=verdict)
-        expect(text, "10-2.1 would be installed", "Result: None")
+        expect(text, "10-2.1 would be installed", "Result: None", "Gaps would be measured by a service")
 
         say("The live run, while a master listens to the minion's beacon. The time-out of 3 s is soon over.")
         site.listen()
         text = site.call("state.apply", "patched", only=verdict)
-        expect(text, "Result: False", f"sample-stopped ({stopped})", "sample-sleep", "10-2.1")
-        say("Installed and loaded, but not settled: some tasks are still in the old code.")
+        expect(text, "Result: False", f"sample-stopped ({stopped})", "sample-sleep", "10-2.1", "Probe a service")
+        say("Installed and loaded, but not settled: some tasks are still in the old code. The last line: a service.")
         expect(site.call("kgraft.summary"), "in_progress kgraft_patch_10_2_1 apply")
         if DETAILS:
             expect(site.call("kgraft.blocking", "--out=yaml"), f"pid: {stopped}")

@@ -8,23 +8,20 @@ What every level of tests shares: kernels made of files, and our modules bound t
                  a room with what it is handed: ``load("_modules/_kgraft_zypper.py", run_all=...)``
 """
 
-import functools
 import itertools
 import logging
 import os
-import pathlib
 import shutil
 import sys
 import tempfile
-import types
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.load import REPO, load_file
 from tests.support.soak import SOAK
 
 SHARE_A_MASTER = tuple(f"/test_{one}.py" for one in ("prompt", "readme", "states_on_the_bus", "rooms", "it_settles"))
-REPO = pathlib.Path(__file__).resolve().parent.parent
 
 # A slow machine is no failure, and make test searches the same examples each time; make soak searches for new ones
 settings.register_profile(
@@ -64,31 +61,6 @@ def pytest_xdist_make_scheduler(config, log):
             return "one master" if path.endswith(SHARE_A_MASTER) else path
 
     return Scheduling(config, log)
-
-
-@functools.cache
-def _compiled(path, mtime):
-    return compile(pathlib.Path(path).read_bytes(), path, "exec", dont_inherit=True)
-
-
-def load_file(path, **given):
-    """Execute one of our files as a fresh module, with what Salt's loader would put into it; into a room, nothing."""
-    path = REPO / path
-    module = types.ModuleType(path.stem)
-    module.__file__ = str(path)
-    if not path.name.startswith("_"):
-        vars(module).update(
-            {
-                "__opts__": {"id": "minion", "test": False, "kgraft.root": "/"},
-                "__salt__": {},
-                "__context__": {},
-                "__grains__": {"kernel": "Linux"},
-                "__pillar__": {},
-            }
-        )
-    vars(module).update(given)
-    exec(_compiled(str(path), path.stat().st_mtime_ns), vars(module))
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +115,7 @@ def kgraft(kgraft_on, kernel):
 def file_root(tmp_path_factory):
     """The checkout as a Salt file root, by links, so that Salt does not walk through .venv."""
     root = tmp_path_factory.mktemp("file-root")
-    for name in ("_modules", "_states", "_beacons", "examples"):
+    for name in ("_modules", "_states", "_beacons", "_runners", "examples"):
         if (REPO / name).is_dir():
             (root / name).symlink_to(REPO / name)
     return root

@@ -2,7 +2,7 @@
 
 import pathlib
 
-KINDS = ("modules", "states", "beacons")
+KINDS = ("modules", "states", "beacons", "runners")
 
 
 def module_dirs():

@@ -7,11 +7,20 @@ Salt's real loader on our checkout, with no daemon.
 """
 
 import pathlib
+from unittest import mock
 
 import pytest
 import salt.loader
+import salt.utils.event
 from saltfactories.utils import random_string
 from saltfactories.utils.functional import Loaders
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_bus():
+    """No daemon, so no event bus: without this, Salt would try without a pause, for a second, to reach one."""
+    with mock.patch.object(salt.utils.event.SaltEvent, "connect_pull", autospec=True, return_value=False):
+        yield
 
 
 class Options(dict):
@@ -35,7 +44,7 @@ class Options(dict):
 
 @pytest.fixture(scope="session")
 def make_loaders(salt_factories, file_root, tmp_path_factory):
-    """Return ``make_loaders(**options)``; takes a second, so make one per file, not one per test."""
+    """Return ``make_loaders(**options)``; takes a second, so use ``loaders`` or ``suse_loaders`` where they will do."""
 
     def make(**options):
         minion = salt_factories.salt_minion_daemon(
@@ -47,7 +56,8 @@ def make_loaders(salt_factories, file_root, tmp_path_factory):
                 **options,
             },
         )
-        loaders = Loaders(minion.config.copy())
+        # Salt keeps one module of a name, with the options of who loaded it last: each minion has names of its own
+        loaders = Loaders(minion.config.copy(), loaded_base_name=minion.id)
         loaders.opts = Options(loaders.opts)
         return loaders
 

@@ -1,4 +1,4 @@
-"""The same files reach a minion in different ways; Salt's own loader must find the same functions each time."""
+"""The same files reach minions and masters in different ways; Salt's own loader must find the same functions."""
 
 import ast
 import json
@@ -9,7 +9,7 @@ import venv
 
 import pytest
 
-KINDS = ("modules", "states", "beacons")
+KINDS = ("modules", "states", "beacons", "runners")
 
 # Runs in a process of its own: what Salt's loader imports, it keeps. It asks for what should be there, since
 # walking through all of Salt's modules takes half a minute; a name that is missing makes Salt walk all the same.
@@ -17,13 +17,14 @@ PROBE = """
 import json, os, sys, types
 import salt.config, salt.loader
 
-opts = salt.config.minion_config(sys.argv[1])
+opts = salt.config.minion_config(os.path.join(sys.argv[1], "minion"))
 opts["grains"] = salt.loader.grains(opts)
 modules = salt.loader.minion_mods(opts)
 loaders = {
     "modules": modules,
     "states": salt.loader.states(opts, modules, salt.loader.utils(opts), None),
     "beacons": salt.loader.beacons(opts, modules),
+    "runners": salt.loader.runner(salt.config.master_config(os.path.join(sys.argv[1], "master"))),
 }
 expected = json.loads(sys.argv[2])
 found = {kind: [name for name in expected[kind] if name in loader] for kind, loader in loaders.items()}
@@ -39,6 +40,15 @@ while todo:
             rooms.add(file)
             todo.append(vars(value))
 json.dump([ours, sorted(files | rooms)], sys.stdout)
+"""
+
+SYNC_RUNNERS = """
+import sys
+import salt.config, salt.loader
+
+runners = salt.loader.runner(salt.config.master_config(sys.argv[1]))
+runners["fileserver.update"]()  # which a running master does by itself
+runners["saltutil.sync_runners"]()
 """
 
 
@@ -92,14 +102,16 @@ class Environment:
         )
 
     def sync(self, config_dir):
-        """saltutil.sync_all; returns where Salt puts what it synced."""
+        """saltutil.sync_all on the minion, sync_runners on the master; returns where Salt puts what it synced."""
         salt_call = [self.python, "-c", "from salt.scripts import salt_call; salt_call()"]
         run([*salt_call, "--local", "--config-dir", config_dir, "saltutil.sync_all"], cwd=config_dir)
-        return config_dir.parent / "root/var/cache/salt/minion/extmods"
+        # as salt-run does, which would wait for a master's event bus
+        run([self.python, "-c", SYNC_RUNNERS, config_dir / "master"], cwd=config_dir)
+        return [config_dir.parent / f"root/var/cache/salt/{who}/extmods" for who in ("minion", "master")]
 
     def load(self, config_dir, expected):
         """Return what a minion finds, and in which files."""
-        return json.loads(run([self.python, "-c", PROBE, config_dir / "minion", json.dumps(expected)], cwd=config_dir))
+        return json.loads(run([self.python, "-c", PROBE, config_dir, json.dumps(expected)], cwd=config_dir))
 
 
 def run(command, **options):
@@ -117,7 +129,7 @@ def environment(tmp_path):
 
 @pytest.fixture
 def config_dir(source, tmp_path):
-    """A masterless minion on a SUSE machine, whose file root is the checkout."""
+    """A minion on a SUSE machine, and a master, whose file roots are the checkout."""
     config = {
         "id": "minion",
         "root_dir": str(tmp_path / "root"),
@@ -129,21 +141,22 @@ def config_dir(source, tmp_path):
     }
     path = tmp_path / "conf"
     path.mkdir()
-    (path / "minion").write_text(json.dumps(config), "utf-8")
+    for who in ("minion", "master"):
+        (path / who).write_text(json.dumps(config), "utf-8")
     return path
 
 
 def configure(config_dir, **options):
-    path = config_dir / "minion"
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **options}), "utf-8")
+    for path in (config_dir / "minion", config_dir / "master"):
+        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **options}), "utf-8")
 
 
-def assert_delivered(loaded, expected, repo, below):
+def assert_delivered(loaded, expected, repo, *below, kinds=KINDS):
     """Every function that a user can call is there and no other, each of our files serves, and none from elsewhere."""
     found, files = loaded
-    assert found == expected
-    assert [path for path in files if not path.startswith(f"{below}/")] == []
-    ours = sorted(path.name for kind in KINDS for path in (repo / f"_{kind}").glob("*.py"))
+    assert found == {kind: expected[kind] if kind in kinds else [] for kind in KINDS}
+    assert [path for path in files if not path.startswith(tuple(f"{place}/" for place in below))] == []
+    ours = sorted(path.name for kind in kinds for path in (repo / f"_{kind}").glob("*.py"))
     assert sorted(path.rpartition("/")[2] for path in files) == ours
 
 
@@ -151,12 +164,12 @@ def test_nothing_is_loaded_where_nothing_was_delivered(environment, expected, co
     assert environment.load(config_dir, expected) == [{kind: [] for kind in KINDS}, []]
 
 
-def test_a_minion_that_syncs_the_checkout_loads_every_function(environment, repo, expected, config_dir):
+def test_who_syncs_the_checkout_loads_every_function(environment, repo, expected, config_dir):
     extmods = environment.sync(config_dir)
-    assert_delivered(environment.load(config_dir, expected), expected, repo, extmods)
+    assert_delivered(environment.load(config_dir, expected), expected, repo, *extmods)
 
 
-def test_a_minion_that_syncs_from_gitfs_loads_every_function(environment, source, repo, expected, config_dir):
+def test_who_syncs_from_gitfs_loads_every_function(environment, source, repo, expected, config_dir):
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "-C", source]
     run([*git, "init", "--quiet", "--initial-branch=main"])
     run([*git, "add", "--all"])
@@ -164,7 +177,7 @@ def test_a_minion_that_syncs_from_gitfs_loads_every_function(environment, source
     gitfs = {"fileserver_backend": ["gitfs"], "gitfs_remotes": [f"file://{source}"], "gitfs_base": "main"}
     configure(config_dir, file_roots={}, **gitfs)
     extmods = environment.sync(config_dir)
-    assert_delivered(environment.load(config_dir, expected), expected, repo, extmods)
+    assert_delivered(environment.load(config_dir, expected), expected, repo, *extmods)
 
 
 def test_a_pip_installed_package_loads_every_function_and_carries_nothing_else(
@@ -186,9 +199,14 @@ def test_an_editable_installation_loads_every_function_from_the_checkout(
     assert_delivered(environment.load(config_dir, expected), expected, repo, source)
 
 
-def test_a_minion_whose_module_dirs_name_the_checkout_loads_every_function(
-    environment, source, repo, expected, config_dir
-):
+def test_a_master_whose_runner_dirs_name_the_folder_loads_every_runner(environment, source, repo, expected, config_dir):
+    configure(config_dir, runner_dirs=[str(source / "_runners")])
+
+    loaded = environment.load(config_dir, expected)
+    assert_delivered(loaded, expected, repo, source / "_runners", kinds=["runners"])
+
+
+def test_module_dirs_that_name_the_checkout_load_every_function(environment, source, repo, expected, config_dir):
     configure(config_dir, module_dirs=[str(source)])
 
     assert_delivered(environment.load(config_dir, expected), expected, repo, source)
@@ -200,7 +218,7 @@ def test_a_synced_copy_comes_before_an_installed_one_with_all_its_rooms(
     environment.pip("install", source)
 
     extmods = environment.sync(config_dir)
-    assert_delivered(environment.load(config_dir, expected), expected, repo, extmods)
+    assert_delivered(environment.load(config_dir, expected), expected, repo, *extmods)
 
 
 def test_a_private_sibling_is_no_module_of_its_own(environment, source, config_dir):

@@ -9,7 +9,9 @@ import itertools
 import json
 import logging
 import re
+from unittest import mock
 
+import jinja2
 import pytest
 import salt.loader
 import salt.utils.reactor
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from saltfactories.utils import random_string
 
 from lab.files import Kernel
-from tests.conftest import REPO
+from tests.support.load import REPO
 
 EXAMPLES = REPO / "examples"
 MASTER = yaml.safe_load((EXAMPLES / "reactor" / "master.conf").read_text("utf-8"))
@@ -27,7 +29,7 @@ TEMPLATES = {
     str(path.relative_to(EXAMPLES)): path.read_text("utf-8")
     for path in sorted(EXAMPLES.rglob("*"))
     # what stands in double braces for Prometheus and Grafana is nothing that Salt renders
-    if path.is_file() and path.parent.name != "prometheus" and re.search("^#!|{[{%]", path.read_text("utf-8"))
+    if path.is_file() and path.parent.name != "prometheus" and re.search("^#!(?!/)|{[{%]", path.read_text("utf-8"))
 }
 
 # -- what is harmless
@@ -197,7 +199,23 @@ def kernel(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compiled(salt_factories, make_loaders, kernel):
+def templates():
+    """Salt has Jinja compile a file for each rendering; here each is compiled once, and rendered each time."""
+    compiled = {}
+    compile_it = jinja2.Environment.compile
+
+    def once(environment, source, *others, **named):
+        key = (type(environment), source, others, tuple(named.items()))
+        if key not in compiled:
+            compiled[key] = compile_it(environment, source, *others, **named)
+        return compiled[key]
+
+    with mock.patch.object(jinja2.Environment, "compile", once):
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled(salt_factories, make_loaders, kernel, templates):
     """Return ``compiled(name, tree)``: the low data that Salt makes of a file of the examples."""
     loaders = make_loaders(**{"kgraft.root": str(kernel.root)})
     opts = dict(loaders.opts, grains=loaders.grains)

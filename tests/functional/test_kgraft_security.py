@@ -11,6 +11,7 @@ import pytest
 import salt.output
 from salt.exceptions import CommandExecutionError
 
+from tests.support import grub
 from tests.support.packages import (
     KERNEL,
     KERNEL_15,
@@ -18,6 +19,7 @@ from tests.support.packages import (
     PackageRepository,
     SuseRoot,
     package_name,
+    run,
     until,
 )
 
@@ -25,8 +27,10 @@ pytest_plugins = ["tests.support.package_fixtures"]
 
 PACKAGE = package_name(KERNEL)
 OTHER_PACKAGE = package_name(OTHER_KERNEL)
-NEXT_PACKAGE = package_name("4.4.180-94.107-default")
+NEXT_KERNEL = "4.4.180-94.107-default"
+NEXT_PACKAGE = package_name(NEXT_KERNEL)
 NOBODY = "unknown: nobody names it"
+ISSUED = "2026-10-26T07:33:20Z"  # 1793000000, when all updates of the tests were released
 
 
 @pytest.fixture
@@ -521,6 +525,19 @@ def test_a_kernel_of_15_has_it_all_under_its_other_name(kgraft_security, kernel,
 # The end of support
 
 
+def test_dates_of_a_patch_are_those_of_its_update_and_of_rpm(kgraft_security, kernel, install):
+    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    install("9-2.2")
+    kernel.patch("kgraft-patch-9-2_2", "applied")
+
+    told = kgraft_security.dates()
+
+    patch = told["patches"]["kgraft_patch_9_2_2"]
+    assert patch == {"version": "9-2.2", "released": ISSUED, "installed": patch["installed"], "settled": None}
+    assert before <= patch["installed"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert told["unread"] == ["the kernel's log: it is that of /, not of kgraft.root"]
+
+
 def test_a_version_in_the_lifecycle_data_is_the_installed_one(kgraft_security, suse, install):
     suse.lifecycle(f"{PACKAGE}, 9-*, 2026-12-31\n")
     assert kgraft_security.supported_until() is None
@@ -532,29 +549,169 @@ def test_a_version_in_the_lifecycle_data_is_the_installed_one(kgraft_security, s
     assert kgraft_security.supported_until() == "2026-12-31"
 
 
+# Whether to reboot
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """A repository with a newer kernel, its update, and one of a library that wants a reboot."""
+    repository = PackageRepository(tmp_path_factory.mktemp("repositories") / "kernels")
+    repository.add_kernel(NEXT_KERNEL, ["CVE-2025-0001", "CVE-2026-0009", "CVE-2026-0050", "CVE-2026-0051"])
+    repository.add_package("glibc", "2-1")
+    repository.add_package("dbus-1", "1-1", headers="Provides: installhint(reboot-needed)")
+    kernel = {"kernel-default": "4.4.180-94.107.1", "glibc-doc": "2-1"}
+    repository.add_update("SUSE-kernel", kernel, ["CVE-2026-0051"], severity="moderate", reboot=True)
+    repository.add_update("SUSE-kernel-2", kernel, ["CVE-2026-0050"], severity="important", reboot=True)
+    repository.add_update("SUSE-glibc", {"glibc": "2-1"}, reboot=True)
+    repository.publish()
+    return repository
+
+
+@pytest.fixture
+def boots(suse, kernel, kernels, install, kernel_package):
+    """The running kernel and the newer one are installed, 9-2.2 is settled. Return ``boots(release, …)``."""
+    suse.enable(kernels)
+    suse.lifecycle(f"{PACKAGE}, *, 2099-12-31\n")
+    kernel.write("proc/sys/kernel/tainted", "0\n")
+    kernel.patch("kgraft-patch-9-2_2", "applied")
+    install("9-2.2")
+    # as zypper does on SUSE, where kernels are installed beside each other
+    run("rpm", "--root", suse.root, "--install", *kernels.path.glob("packages/kernel-default-*"))
+
+    def write(path, text):
+        (suse.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (suse.root / path).write_text(text)
+
+    return lambda *releases: grub.install(write, *releases)
+
+
+def test_a_reboot_is_needed_for_what_the_next_kernel_fixes_and_nothing_here_does(kgraft_security, boots):
+    boots(NEXT_KERNEL, KERNEL)
+
+    assert kgraft_security.reboot() == {
+        "verdict": "needed",
+        "until": "2099-12-31",
+        "reasons": [
+            f"The next boot brings {NEXT_KERNEL}, which fixes CVE-2026-0050: "
+            f"neither {KERNEL} nor a settled live patch does."
+        ],
+        "next_kernel": NEXT_KERNEL,
+        "uncovered": ["CVE-2026-0050"],
+        "below": 1,
+    }
+    told = kgraft_security.reboot(must="CVE-2026-0009,CVE-2025-0001")
+    assert (told["verdict"], told["uncovered"], told["below"]) == ("can wait", [], 2)
+
+
+def test_without_another_kernel_it_takes_more_to_ask_for_a_reboot(kgraft_security, suse, boots, install, monkeypatch):
+    boots(KERNEL, NEXT_KERNEL)
+    assert kgraft_security.reboot()["reasons"] == [
+        f"The next boot brings {KERNEL} again, and only a kernel asks for it."
+    ]
+
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "clock_gettime", lambda _: -3600)  # booted in an hour: nothing was installed since then
+        told = kgraft_security.reboot()
+    assert (told["verdict"], told["uncovered"], told["below"]) == ("not needed", [], 0)
+
+    install("glibc=2-1")
+    assert not (suse.root / "run/reboot-needed").exists(), "the flag of a patch is not zypper's"
+    assert kgraft_security.reboot()["reasons"] == ["Installed since the boot, and asking for another: glibc."]
+
+    install("dbus-1=1-1")
+    told = kgraft_security.reboot()
+    assert told["reasons"] == ["Installed since the boot, and asking for another: dbus-1, glibc."]
+
+    monkeypatch.setattr(time, "clock_gettime", lambda _: -3600)
+    told = kgraft_security.reboot()
+    assert told["reasons"] == ["Installed since the boot, and asking for another: what zypper does not name."]
+    assert told["verdict"] == "needed"
+
+
+def test_while_zypper_is_at_work_nothing_is_certain(kgraft_security, suse, boots):
+    boots(NEXT_KERNEL)
+    with suse.locked() as pid:
+        told = kgraft_security.reboot(must="CVE-2026-0009")
+
+    assert (told["verdict"], told["reasons"]) == ("unknown", [f"zypper ({pid}) is at work on the packages."])
+
+
+def test_a_repository_that_was_not_read_may_rate_a_cve_higher(kgraft_security, suse, boots):
+    boots(NEXT_KERNEL)
+    suse.disable("kernels")
+    suse.add_unreachable_repository("far")
+
+    told = kgraft_security.reboot()
+
+    assert (told["verdict"], told["next_kernel"], told["uncovered"], told["below"]) == (
+        "unknown",
+        NEXT_KERNEL,
+        None,
+        None,
+    )
+    assert re.match("far: .*Failed to connect", told["reasons"][0])
+    assert "No update says for certain how severe CVE-2026-0050, CVE-2026-0051 is" in told["reasons"][1]
+    assert "token-that-nobody-may-see" not in str(told)
+
+
+def test_without_the_running_kernels_package_it_is_not_known_what_it_fixes(kgraft_security, suse, boots):
+    boots(NEXT_KERNEL)
+    run("rpm", "--root", suse.root, "--erase", "kernel-default-4.4.180-94.100.1")
+
+    told = kgraft_security.reboot()
+
+    assert (told["verdict"], told["uncovered"]) == ("unknown", None)
+    assert f"rpm has no changelog of /boot/System.map-{KERNEL}" in told["reasons"][0]
+
+
+def test_a_look_that_hangs_is_ended_with_its_children_and_is_no_good_word(kgraft_security, boots, hanging):
+    boots(NEXT_KERNEL)
+    child = hanging("zypper")
+    begin = time.monotonic()
+
+    told = kgraft_security.reboot(timeout=1)
+
+    assert time.monotonic() - begin < 8
+    assert told["verdict"] == "unknown"
+    assert told["reasons"][0].endswith("a reboot cannot be told: zypper did not end within 1 s and was ended.")
+    until(lambda: not pathlib.Path("/proc", child.read_text().strip()).exists(), timeout=10)
+
+
+def test_the_overview_passes_it_on(on, suse, boots):
+    boots(NEXT_KERNEL)
+
+    assert on(suse.root).kgraft.overview()["reboot"] == on(suse.root).kgraft_security.reboot()
+
+
 # The manual
 
 
 def _shown():
-    """The console blocks of the page about packages, as (command, output)."""
+    """The console blocks of the page about packages, as (machine, command, output)."""
     page = pathlib.Path(__file__).parents[2] / "docs/which-fixes-are-in.md"
-    for block in re.findall(r"<!-- machine: .*? -->\n```console\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+    for machine, block in re.findall(
+        r"<!-- machine: (.*?) -->\n```console\n(.*?)^```", page.read_text("utf-8"), re.M | re.S
+    ):
         for shown in block.split("$ salt '*' ")[1:]:
             command, _, output = shown.partition("\n")
-            yield pytest.param(command, output, id=command)
+            yield pytest.param(machine, command, output, id=command)
 
 
-@pytest.mark.parametrize(("command", "output"), _shown())
-def test_what_the_manual_shows_is_what_is_printed(on, suse, kernel, suse_loaders, command, output):
-    kernel.patch("kgraft-patch-9-2_2", "applied")
-    suse.zypper("install", "--name", f"{PACKAGE}=9-2.2", "kernel-default=4.4.180-94.100.1")
-    suse.lifecycle(f"{PACKAGE}, *, 2026-12-31\n")
+@pytest.mark.parametrize(("machine", "command", "output"), _shown())
+def test_what_the_manual_shows_is_what_is_printed(on, suse, kernel, suse_loaders, request, machine, command, output):
+    if machine.endswith("a newer kernel for the next boot"):
+        request.getfixturevalue("boots")(NEXT_KERNEL, KERNEL)
+    else:
+        kernel.patch("kgraft-patch-9-2_2", "applied")
+        suse.zypper("install", "--name", f"{PACKAGE}=9-2.2", "kernel-default=4.4.180-94.100.1")
+        suse.lifecycle(f"{PACKAGE}, *, 2026-12-31\n")
     function, *words = shlex.split(command)
-    arguments = [word for word in words if not word.startswith("--out")]
+    arguments = [word for word in words if not word.startswith("--out") and "=" not in word]
+    named = dict(word.split("=") for word in words if re.match(r"\w+=", word))
     outputter = next((word.split("=")[1] for word in words if word.startswith("--out")), "nested")
 
     try:
-        answer = on(kernel.root)[function](*arguments)
+        answer = on(kernel.root)[function](*arguments, **named)
     except CommandExecutionError as err:
         answer = f"ERROR: {err}"
 

@@ -20,17 +20,17 @@ BASE = {
 }
 
 
-@pytest.fixture(scope="module")
-def minion(make_loaders):
-    return make_loaders(**minion_options())
+@pytest.fixture
+def minion(suse_loaders, kernel):
+    """On the machine of ``kernel``."""
+    suse_loaders.opts["kgraft.root"] = str(kernel.root)
+    return suse_loaders
 
 
 @pytest.fixture
-def activated(minion, kernel):
-    """The state, on the machine of ``kernel``."""
-    minion.opts["kgraft.root"] = str(kernel.root)
-    yield lambda **arguments: minion.states.kgraft.activated("live patches are offered", **arguments)
-    minion.opts["kgraft.root"] = "/nonexistent"
+def activated(minion):
+    """The state."""
+    return lambda **arguments: minion.states.kgraft.activated("live patches are offered", **arguments)
 
 
 @pytest.fixture
@@ -262,10 +262,8 @@ def test_a_read_only_root_is_refused_before_any_work(read_only, minion, activate
             assert "only transactional-update changes its packages" in refused.comment
 
 
-def test_a_machine_without_zypper_can_still_be_settled(make_loaders, kernel):
-    minion = make_loaders(**{"kgraft.root": str(kernel.root)})
-
-    assert minion.states.kgraft.settled("x").result is True
-    refused = minion.states.kgraft.applied("x")
+def test_a_machine_without_zypper_can_still_be_settled(loaders):
+    assert loaders.states.kgraft.settled("x").result is True
+    refused = loaders.states.kgraft.applied("x")
     assert refused.result is False
     assert "kgraft_pkg is not loaded on this minion" in refused.comment

@@ -7,6 +7,8 @@ The minion's kernel is a directory that each test fills anew: ``kernel`` here wr
 ``salt_call_cli``  the same minion's salt-call
 ``salt_run_cli``   the master's runners
 ``salt_ssh_cli``   salt-ssh to this machine, through an sshd of the tests; the same kernel
+
+Not fixtures: ``job(master, minion, "kgraft.status")``, what the minion answered; ``sync(master, minion)``.
 """
 
 import getpass
@@ -22,6 +24,8 @@ MASTER = {
     "worker_threads": 3,
     "timeout": 60,
     "gather_job_timeout": 60,
+    # what a test puts into a file root counts at once
+    "fileserver_list_cache_time": 0,
     "log_level_logfile": "warning",
     "pytest-master": {"log": {"level": "error"}},
 }
@@ -31,6 +35,17 @@ MINION = {
     "log_level_logfile": "warning",
     "pytest-minion": {"log": {"level": "error"}},
 }
+
+
+def job(master, minion, function, *arguments, **named):
+    """What ``salt`` does, without the half second that it takes to start; an error is a text."""
+    return master.salt_client().run(function, *arguments, minion_tgt=minion.id, **named)
+
+
+def sync(master, minion):
+    """Bring the minion what the master's file roots hold."""
+    synced = job(master, minion, "saltutil.sync_all")
+    assert isinstance(synced, dict), synced
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +90,7 @@ def minion(master, kernel_root):
         overrides={**MINION, "kgraft.root": str(kernel_root)},
     )
     with factory.started():
-        synced = factory.salt_call_cli(timeout=180).run("saltutil.sync_all")
-        assert synced.returncode == 0, synced
+        sync(master, factory)
         yield factory
 
 

@@ -1,11 +1,8 @@
 """The beacon's events as a master hears them, from a minion that is refreshed, restarted and killed."""
 
-import ctypes
 import datetime
 import itertools
-import os
 import random
-import select
 import time
 import uuid
 
@@ -14,11 +11,10 @@ import pytest
 from saltfactories.utils import random_string
 
 from lab.files import Kernel
-from tests.integration.conftest import MINION
+from tests.integration.conftest import MINION, job, sync
+from tests.support.opens import wait_for_opens
 
 EVERY_EVENT = {"transition", "abi", "direction", "patch", "active", "kernelrelease", "boot_id", "id", "_stamp"}
-IN_OPEN = 0x20
-INOTIFY_EVENT = 16  # bytes, for a watched file
 
 
 class Ear:
@@ -67,20 +63,9 @@ def until(question, what, deadline=120):
     return answer
 
 
-def after_looks(kernel, count=3, deadline=120):
-    """Return when the beacon has looked ``count`` times more, as the kernel tells of a file that each look opens."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    watch = libc.inotify_init1(0)
-    try:
-        path = os.fsencode(kernel.root / "proc/sys/kernel/random/boot_id")
-        assert watch >= 0 and libc.inotify_add_watch(watch, path, IN_OPEN) >= 0, os.strerror(ctypes.get_errno())
-        end = time.monotonic() + deadline
-        while count > 0:
-            readable, _, _ = select.select([watch], [], [], max(0, end - time.monotonic()))
-            assert readable, "the beacon does not look"
-            count -= len(os.read(watch, 4096)) // INOTIFY_EVENT
-    finally:
-        os.close(watch)
+def after_looks(kernel, count=3):
+    """Return when the beacon has looked ``count`` times more."""
+    wait_for_opens(kernel.root / "proc/sys/kernel/random/boot_id", count)
 
 
 @pytest.fixture(scope="module")
@@ -111,19 +96,16 @@ def minion(master, root, kernel):
         },
     )
     with factory.started():
-        synced = factory.salt_call_cli(timeout=180).run("saltutil.sync_all")
-        assert synced.returncode == 0, synced
+        sync(master, factory)
         yield factory
 
 
 @pytest.fixture(scope="module")
-def call(minion):
-    cli = minion.salt_call_cli(timeout=180)
-
-    def run(*arguments, **options):
-        result = cli.run(*arguments, **options)
-        assert result.returncode == 0, result
-        return result.data
+def call(master, minion):
+    def run(function, *arguments, **named):
+        answer = job(master, minion, function, *arguments, **named)
+        assert answer is True or isinstance(answer, (dict, list)), answer
+        return answer
 
     return run
 
@@ -188,7 +170,7 @@ def test_the_events_arrive_as_the_manual_shows_them(kernel, ear, patch):
 
 
 def test_refreshes_and_syncs_tell_nothing_twice(kernel, ear, call, patch):
-    call("beacons.modify", "kgraft", [{"stuck_after": 600}])
+    assert call("beacons.modify", "kgraft", [{"stuck_after": 600}])["result"] is True
     kernel.start(patch)
     ear.wait_for("started")
     for refresh in (
@@ -201,7 +183,7 @@ def test_refreshes_and_syncs_tell_nothing_twice(kernel, ear, call, patch):
         after_looks(kernel)
     # what a sync of changed files ends in
     call("saltutil.clear_cache")
-    call("saltutil.sync_all", "refresh=True")
+    call("saltutil.sync_all", refresh=True)
     after_looks(kernel)
 
     assert [tag for tag, _ in ear.heard()] == ["started"]
@@ -244,7 +226,7 @@ def test_it_can_be_configured_in_pillar_in_several_instances(kernel, ear, call, 
             "beacons: {early: [{beacon_module: kgraft}, {stuck_after: 1}], late: [{beacon_module: kgraft}]}",
         ),
     ):
-        call("saltutil.refresh_pillar", "wait=True")
+        call("saltutil.refresh_pillar", wait=True)
         after_looks(kernel, 6)
         kernel.start(patch)
         for instance in ("early", "late"):
@@ -254,7 +236,7 @@ def test_it_can_be_configured_in_pillar_in_several_instances(kernel, ear, call, 
         for instance in ("early", "late"):
             ear.wait_for("finished", instance=instance)
         assert [tag for tag, _ in ear.heard("late")] == ["started", "finished"]
-    call("saltutil.refresh_pillar", "wait=True")
+    call("saltutil.refresh_pillar", wait=True)
 
 
 def test_a_new_boot_is_a_new_beginning(kernel, ear, patch):

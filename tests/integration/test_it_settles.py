@@ -16,7 +16,7 @@ import pytest
 from saltfactories.utils import random_string
 
 from lab import Lab, wait_until
-from tests.integration.conftest import MINION
+from tests.integration.conftest import MINION, job
 from tests.support.packages import KERNEL, SuseRoot, minion_options
 
 pytest_plugins = ["tests.support.package_fixtures"]
@@ -122,7 +122,7 @@ def test_on_a_minion_that_keeps_its_master(lab, first_process, master, file_root
     cli = master.salt_cli(timeout=300)
     with minion.started():
         processes = _family(minion.pid)
-        assert cli.run("test.ping", minion_tgt=minion.id).data is True
+        assert job(master, minion, "test.ping") is True
         processes &= _family(minion.pid)  # without those that did a job
         with watched(lab, minion.pid):
             done = cli.run(*STATE, minion_tgt=minion.id)
@@ -132,15 +132,15 @@ def test_on_a_minion_that_keeps_its_master(lab, first_process, master, file_root
         assert first_process.pid in pids
         assert len(processes) > 1
         assert processes <= pids, "the minion and its parent were not among those that were poked"
-        assert cli.run("test.ping", minion_tgt=minion.id).data is True
+        assert job(master, minion, "test.ping") is True
         assert processes <= _family(minion.pid)
-        assert cli.run("kgraft.summary", minion_tgt=minion.id).data == "ready kgraft_patch_2_2_1"
+        assert job(master, minion, "kgraft.summary") == "ready kgraft_patch_2_2_1"
 
 
 WHO_POKES = """
 import json, os, sys
 from lab import wait_until
-from tests.conftest import load_file
+from tests.support.load import load_file
 kgraft = load_file("_modules/kgraft.py", __opts__={"kgraft.root": sys.argv[1]})
 print(os.getpid(), flush=True)
 sys.stdin.readline()

@@ -29,7 +29,7 @@ def test_a_database_is_patched_under_load_and_nobody_notices(machine):
         answered = [len(client.answers) for client in database.clients]
 
         began = time.monotonic()
-        live = machine.applied(version="2", timeout=60, poke_after=1)
+        live = machine.applied(version="2", timeout=60, poke_after=1, probes=[database.probe], fail_on_gap=5)
         ended = time.monotonic()
 
         database.stop()
@@ -43,4 +43,10 @@ def test_a_database_is_patched_under_load_and_nobody_notices(machine):
         assert all(len(client.answers) > before + 10 for client, before in zip(database.clients, answered, strict=True))
         assert max(client.longest_gap(began, ended) for client in database.clients) < 5
         assert database.backends() == backends
+
+        seen = live.changes["probes"]["ask-postgresql"]
+        assert (seen["asked"] > 10, seen["failed"]) == (True, 0)
+        assert 0.05 <= seen["longest_gap"] < 5
+        assert 0.05 <= seen["at_rest"] < 5
+        assert f"\nProbe ask-postgresql: asked {seen['asked']}, failed 0, longest gap " in live.comment
         assert [pid for pid in database.pids if state_of(pid) == "T"] == []

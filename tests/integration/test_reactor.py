@@ -9,11 +9,12 @@ import threading
 import time
 
 import pytest
+import salt.runner
 import yaml
 from saltfactories.utils import random_string
 
 from lab.files import Kernel
-from tests.integration.conftest import MASTER, MINION
+from tests.integration.conftest import MASTER, MINION, job
 from tests.integration.test_beacon import Ear, after_looks, until
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
@@ -100,7 +101,8 @@ def ear(event_listener, master, fleet):
 
 
 def mine(master, minion):
-    return master.salt_run_cli(timeout=180).run("mine.get", minion.id, "kgraft.status").data.get(minion.id, {})
+    runner = salt.runner.RunnerClient(master.config.copy())
+    return runner.cmd("mine.get", [minion.id, "kgraft.status"], print_event=False).get(minion.id, {})
 
 
 def test_a_stuck_patch_is_poked_as_often_as_the_policy_allows_and_then_a_human_hears(
@@ -183,7 +185,7 @@ def test_an_error_that_has_the_beacon_reloaded_is_told_once(fleet, master, ear, 
         return [job for job in jobs if job["jid"] > f"{error['_stamp'].astimezone():%Y%m%d%H%M%S%f}"]
 
     until(reloads, "the reactor did not reload the beacon")
-    master.salt_cli(timeout=180).run("test.sleep", "3", minion_tgt=minion.id)  # three looks at least
+    job(master, minion, "test.sleep", 3)  # three looks at least
     (kernel.root / "gone").rename(kernel.root / "sys")
     after_looks(kernel)
 
@@ -279,7 +281,7 @@ def test_a_rollout_stops_at_the_first_machine_that_sticks_and_says_which_and_why
 def test_a_rollout_ends_with_a_canary_that_sticks(rollout, fleet, master):
     minion, kernel = fleet[0]
     # the reactor's run on the stuck canary, if it is just under way, would not let the roll-out's begin
-    assert master.salt_cli(timeout=60).run("beacons.disable", minion_tgt=minion.id).data["result"] is True
+    assert job(master, minion, "beacons.disable")["result"] is True
     kernel.task(733, "khungd", kthread=True, blocking=True)
     kernel.start("kgraft-patch-5-2_1")
     result, states = rollout()

@@ -13,7 +13,8 @@ import pytest
 from saltfactories.utils import random_string
 
 from lab.files import Kernel
-from tests.integration.conftest import MINION
+from tests.integration.conftest import MINION, job
+from tests.integration.conftest import sync as sync_all
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["processes", "threads"])
@@ -47,11 +48,7 @@ def sync(master, running):
                 path.unlink(missing_ok=True)
             else:
                 path.write_text(text)
-        # the master remembers for 20 s which files there are
-        assert master.salt_run_cli(timeout=60).run("fileserver.clear_file_list_cache").returncode == 0
-        done = master.salt_cli(timeout=120).run("saltutil.sync_all", minion_tgt=minion.id)
-        assert done.returncode == 0, done
-        return done.data
+        sync_all(master, minion)
 
     yield call
     call(kgraft=None, _kgraft_kernel=None, _kgraft_extra=None)
@@ -85,14 +82,14 @@ def test_a_changed_room_a_new_one_and_its_removal_reach_jobs_and_the_beacon(repo
     minion, _ = running
     source = {path.stem: path.read_text() for path in (repo / "_modules").glob("*kgraft*.py")}
 
-    def job(function="kgraft.summary"):
-        return master.salt_cli(timeout=120).run(function, minion_tgt=minion.id)
+    def summary():
+        return job(master, minion, "kgraft.summary")
 
     sync()
-    assert job().data.startswith("ready ")
+    assert summary().startswith("ready ")
     for words in ("the second room", "the third room"):
         sync(_kgraft_kernel=_failing(source["_kgraft_kernel"], words))
-        assert words in job().stdout
+        assert words in summary()
         heard("error", words)
 
     # an upgrade that brings one more room, and the way back
@@ -105,12 +102,12 @@ def test_a_changed_room_a_new_one_and_its_removal_reach_jobs_and_the_beacon(repo
         .replace(anchor, f'{anchor}extra = _room("extra")\n')
         .replace('_room("kernel", files=files)', '_room("kernel", files=files, extra=extra)'),
     )
-    assert "the extra room" in job().stdout
+    assert "the extra room" in summary()
     synced = pathlib.Path(minion.config["extension_modules"])
     assert list(synced.rglob("_kgraft_extra.py"))
     heard("error", "the extra room")
     sync(kgraft=None, _kgraft_kernel=None, _kgraft_extra=None)
-    assert job().data.startswith("ready ")
+    assert summary().startswith("ready ")
     assert not list(synced.rglob("_kgraft_extra.py"))
     running[1].start("kgraft-patch-2-2_1")
     heard("started", "kgraft_patch_2_2_1")

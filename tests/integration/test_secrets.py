@@ -13,7 +13,7 @@ import time
 import pytest
 from saltfactories.utils import random_string
 
-from tests.integration.conftest import MASTER, MINION
+from tests.integration.conftest import MASTER, MINION, sync
 from tests.support import suseconnect
 
 CODES = {"pillar": "aaaa-SECRET-pillar", "sdb": "bbbb-SECRET-sdb", "file": "cccc-SECRET-file"}
@@ -84,7 +84,7 @@ def loud_minion(loud_master, salt_factories, places, tmp_path_factory):
             },
         )
         with factory.started():
-            assert factory.salt_call_cli(timeout=180).run("saltutil.sync_all").returncode == 0
+            sync(loud_master, factory)
             yield factory
 
 

@@ -8,6 +8,7 @@ race with that, its sleeper is killable only.
 import pytest
 
 from tests.kernel.guest import SYSFS, Refused
+from tests.support.load import load_file
 
 FIRST, SECOND, THIRD = "livepatch_1_1_1", "livepatch_2_1_1", "livepatch_3_1_1"
 SLEEPY, CORE = "klpt_sleepy", "klpt_core"
@@ -67,6 +68,20 @@ def test_before_during_and_after_a_transition(guest):
     assert guest.call("kgraft.in_progress", pid=bystander) is False
     assert guest.said(pid) == "orig"
     assert guest.sh("cat /proc/klpt/state").strip() == FIRST
+
+
+def test_the_kernels_log_says_when_a_patch_settled(guest):
+    log = load_file("_modules/kgraft_security.py")._LOG
+    guest.sleeper("killable")
+    guest.insert(FIRST)
+    assert log.findall(guest.sh("dmesg")) == []
+    guest.wake()
+    guest.settled()
+
+    ((seconds, settled, *_),) = log.findall(guest.sh("dmesg"))
+
+    assert settled == FIRST
+    assert 0 <= float(guest.sh("cut -d ' ' -f 1 /proc/uptime")) - int(seconds) <= 60
 
 
 def test_the_functions_of_a_patch_are_those_in_sysfs(guest):

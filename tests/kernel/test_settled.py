@@ -40,7 +40,7 @@ def test_a_time_out_names_who_blocks(guest, held):
 
     assert (result["result"], result["changes"]) == (False, {})
     assert f"cat({held})" in result["comment"].replace(" (", "(")
-    assert "uninterruptible" in result["comment"]
+    assert "where no signal reaches it" in result["comment"]
 
 
 def test_poke_after_leaves_it_to_the_kernel_and_says_so(guest, held):

@@ -15,6 +15,7 @@ import time
 
 import psycopg
 
+from tests.conftest import REPO
 from tests.support.packages import until
 
 # one thread, for it stands for the many servers that sleep in select
@@ -153,6 +154,13 @@ class BusyDatabase:
     def pids(self):
         children = pathlib.Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text()
         return [self._server.pid, self._echo.pid, *map(int, children.split())]
+
+    @property
+    def probe(self):
+        """The example of a probe, which asks this database."""
+        wishes = f"host={self.place} user=postgres dbname=postgres"
+        command = [sys.executable, str(REPO / "examples/probes/ask-postgresql"), wishes]
+        return {"exec": command, "name": "ask-postgresql"}
 
     def backends(self):
         """The process behind each idle connection, which has nothing left to do."""

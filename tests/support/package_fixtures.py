@@ -3,6 +3,7 @@ Fixtures over ``tests.support.packages``; a test file says ``pytest_plugins = ["
 
 ``live_patches``    a repository with live patches for three kernels, their updates and kernels (built once a session)
 ``new_repository``  ``new_repository("alias")``: an empty repository of one's own, to ``add_…`` to
+``suse_loaders``    Salt's loaders on a SUSE minion, which must be told its ``kgraft.root``
 ``suse``            the root of the test's ``kernel`` as a SUSE machine that has ``live_patches`` enabled
 ``on``              ``on(root)``: the execution modules of a SUSE minion whose root is this one
 """
@@ -45,10 +46,17 @@ def suse(kernel, live_patches):
         yield machine
 
 
-@pytest.fixture(scope="module")
-def suse_loaders(make_loaders):
-    """Salt's loaders on a SUSE minion."""
+@pytest.fixture(scope="session")
+def _suse_loaders(make_loaders):
     return make_loaders(**minion_options())
+
+
+@pytest.fixture
+def suse_loaders(_suse_loaders):
+    """Salt's loaders on a SUSE minion."""
+    yield _suse_loaders
+    _suse_loaders.reset_state()
+    _suse_loaders.opts["kgraft.root"] = "/nonexistent"
 
 
 @pytest.fixture
@@ -59,6 +67,4 @@ def on(suse_loaders):
         suse_loaders.opts["kgraft.root"] = str(root)
         return suse_loaders.modules
 
-    yield bind
-    suse_loaders.reset_state()
-    suse_loaders.opts["kgraft.root"] = "/nonexistent"
+    return bind

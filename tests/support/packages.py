@@ -211,20 +211,20 @@ class PackageRepository:
             self.add_update(f"SUSE-{name}-{edition.split('-')[0]}", {name: edition}, cves, bugs)
 
     def add_kernel(self, kernelrelease, cves=()):
-        """Build the package of a kernel: one small file of it, and a changelog."""
+        """Build the package of a kernel: two small files of it, and a changelog."""
         version, build, flavour = kernelrelease.split("-")
         self.add_package(
             f"kernel-{flavour}",
             f"{version}-{build}.1",
-            files={f"/boot/System.map-{kernelrelease}": "0 T x\n"},
-            headers="Provides: multiversion(kernel)",
+            files={f"/boot/System.map-{kernelrelease}": "0 T x\n", f"/boot/vmlinuz-{kernelrelease}": "no kernel\n"},
+            headers="Provides: kernel\nProvides: multiversion(kernel)",
             changelog=f"- Fix {' '.join(cves) or 'nothing of note'}",
         )
 
-    def add_update(self, name, packages, cves=(), bugs=(), kind="security", status="stable"):
+    def add_update(self, name, packages, cves=(), bugs=(), status="stable", severity="important", reboot=False):
         """
         An update (SUSE calls it a patch) that brings ``{package: edition}``; ``bugs`` as ``bsc#1``. SUSE takes one back
-        by the status ``retracted``.
+        by the status ``retracted``. With ``reboot`` it says that it needs one.
         """
         self._published = False
         references = [f'<reference href="https://example.com" id="{cve}" title="{cve}" type="cve"/>' for cve in cves]
@@ -232,16 +232,16 @@ class PackageRepository:
             references.append(
                 f'<reference href="https://example.com" id="{bug.split("#")[-1]}" title="{bug}" type="bugzilla"/>'
             )
-        listed = []
+        listed, boot = [], "<reboot_suggested>True</reboot_suggested>" if reboot else ""
         for package, edition in packages.items():
             version, release = edition.split("-")
             listed.append(
                 f'<package name="{package}" version="{version}" release="{release}" epoch="0" arch="{ARCH}" '
-                f'src="{package}-{edition}.src.rpm"><filename>{package}-{edition}.{ARCH}.rpm</filename></package>'
+                f'src="{package}-{edition}.src.rpm"><filename>{package}-{edition}.{ARCH}.rpm</filename>{boot}</package>'
             )
         self.updates.append(
-            f'<update from="maint@example.com" status="{status}" type="{kind}" version="1"><id>{escape(name)}</id>'
-            f"<title>Update of {escape(', '.join(packages))}</title><severity>important</severity>"
+            f'<update from="maint@example.com" status="{status}" type="security" version="1"><id>{escape(name)}</id>'
+            f"<title>Update of {escape(', '.join(packages))}</title><severity>{severity}</severity>"
             f'<release>SLE</release><issued date="1793000000"/><references>{"".join(references)}</references>'
             f"<description>x</description><pkglist><collection short={quoteattr(name)}><name>{escape(name)}</name>"
             f"{''.join(listed)}</collection></pkglist></update>"

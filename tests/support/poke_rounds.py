@@ -11,7 +11,7 @@ import signal
 import sys
 
 from lab import procfs, wait_until
-from tests.conftest import load_file
+from tests.support.load import load_file
 
 # Lines of the process that pokes before which a trap goes: somebody is held there.
 HELD = {

@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError
 
 from lab.files import Kernel, module_name
 from lab.rules import Rules
-from tests.conftest import load_file
+from tests.support.load import load_file
 from tests.support.packages import ARCH, KERNEL, KERNEL_15, package_name
 
 OFFERED = {
@@ -65,16 +65,25 @@ class Machine:
         self.now = 1000.0
         self.kernel = Kernel(root, abi, release=self.release)
         self.sleeper = OneSleeper()
+        self.kernel.write("proc/sys/kernel/tainted", "0\n")
         self.rules = Rules(self.kernel, self.sleeper, period=1, clock=lambda: self.now)
         self.script = script
         self.installed = {}
         self.installed_at = None  # seconds since the epoch; None is now
         self.repositories = {}
         self.locks, self.updates, self.kernel_changelog = [], {}, ""
+        self.kernels = {}  # {release: changelog} of other kernels
+        self.new = {}  # {package: [what it provides]}: installed since the boot
+        self.known = []  # the metadata: (update, status, severity, reboot, [CVEs], {package: edition})
+        self.issued = {}  # {update: seconds}: when it was released
+        self.dmesg = (0, "")
+        self.flag = 0  # zypper's exit code on whether a reboot is needed
+        self.editenv = (0, "")  # what grub2-editenv answers
+        self.subvolume = (0, "")  # what btrfs answers of the next boot's
         self.started, self.changed, self.hangs = [], [], ()
         self.runs_started = []  # what each run of a state started
         self.add_repository("live-patching", {self.package: OFFERED.get(self.release, [])})
-        self.salt = {}
+        self.salt, self.modules = {}, {}
         self.time = types.SimpleNamespace(
             monotonic=lambda: self.now, sleep=self._sleep, strftime=time.strftime, gmtime=time.gmtime
         )
@@ -86,6 +95,7 @@ class Machine:
                 module.commands.run = self._run
             if name == "kgraft":
                 module.time = self.time
+            self.modules[name] = module
             names = [one for one in vars(module) if callable(vars(module)[one]) and not one.startswith("_")]
             self.salt.update((f"{name}.{one}", getattr(module, one)) for one in names)
         self.salt.update(
@@ -257,19 +267,28 @@ class Machine:
         program, *words = (word for word in command if word not in ("--non-interactive", "--xmlout", "--no-refresh"))
         if "--root" in words:
             del words[words.index("--root") : words.index("--root") + 2]
-        self.started.append(f"{program} {words[0]}")
-        if words[0] in self.hangs:
+        question, *words = words or [""]
+        self.started.append(f"{program} {question}")
+        if question in self.hangs:
             raise CommandExecutionError(f"{program} did not end within 2 s and was ended")
-        code, out = getattr(self, f"_{program}_{words[0].lstrip('-').replace('-', '_')}")(*words[1:])
+        code, out = getattr(self, re.sub(r"[\W_]+", "_", f"_{program}_{question}"))(*words)
         return {"retcode": code, "stdout": out, "stderr": ""}
 
     def _rpm_q(self, *words):
         if words[0] == "--changelog":
             package = words[-1]
             if "System.map" in package:
-                return (0, self.kernel_changelog) if self.kernel_changelog else (1, f"file {package}: not owned")
+                told = dict(self.kernels, **{self.release: self.kernel_changelog}).get(package.partition("-")[2])
+                return (0, told) if told else (1, f"file {package}: not owned")
             return 0, "- Live patch: " + " ".join(self._cves(package.split("-default-")[-1]))
         form, package = words[1], words[-1]
+        if "PROVIDENAME" in form:
+            rows = {"bash": (7, []), "kernel-default": (7, ["kernel"])}
+            rows.update((name, (int(time.time()), provided)) for name, provided in self.new.items())
+            return 0, "".join(f"{when} {' '.join([name, name, *more])}\n" for name, (when, more) in rows.items())
+        if form.startswith("%{VERSION}-%{RELEASE} %{INSTALLTIME}"):
+            edition = self.installed.get(package)
+            return (0, f"{edition} {self.installed_at}\n") if edition else (1, f"package {package} is not installed\n")
         if "INSTALLTIME" in form:
             return 0, f"{int(time.time() if self.installed_at is None else self.installed_at)}\n"
         if words[2] == "-a":
@@ -277,6 +296,9 @@ class Machine:
             return 0, "".join(f"{row}\n" for row in rows)
         edition = self.installed.get(package)
         return (0, edition + "\n") if edition else (1, f"package {package} is not installed\n")
+
+    def _dmesg_(self):
+        return self.dmesg
 
     def _rpm_eval(self, macro):
         return 0, "/var/lib/rpm/.rpm.lock\n"
@@ -297,7 +319,11 @@ class Machine:
 
     def _zypper_search(self, *words):
         found, unread = [], ""
-        for told in self.repositories.values():
+        if "patch" in words:
+            found = [
+                f'<solvable name="{name}" kind="patch"/>' for name, *_, brought in self.known if words[-1] in brought
+            ]
+        for told in self.repositories.values() if "patch" not in words else ():
             if not (self.kernel.root / told["index"]).exists():
                 unread += self._unread(told)
                 continue
@@ -316,6 +342,33 @@ class Machine:
         if problem:
             return 4, STREAM.format(PROBLEM.format(problem, f"remove lock to allow installation of {package}"))
         return 0, STREAM.format("")
+
+    def _zypper_needs_rebooting(self):
+        return self.flag, STREAM.format("")
+
+    def _zypper_list_patches(self, *words):
+        rows = ""
+        for name, status, severity, boot, cves, _ in self.known:
+            rows += f'<update kind="patch" name="{name}" status="{status}" severity="{severity}" restart="{boot}">'
+            issued = self.issued.get(name)
+            rows += f'<issue-date time_t="{issued}" text="x"/>' if issued else ""
+            rows += "".join(f'<issue type="cve" id="{cve}"/>' for cve in cves) + "</update>\n"
+        unread = "".join(self._unread(told) for told in self.repositories.values() if told["dead"])
+        return 106 if unread else 0, STREAM.format(f"{unread}<update-list>{rows}</update-list>".replace("True", "true"))
+
+    def _zypper_info(self, *words):
+        told = ""
+        for name, *_, brought in self.known:
+            conflicts = "".join(f"    {package}.x86_64 &lt; {edition}\n" for package, edition in brought.items())
+            told += f"Name        : {name}\nConflicts   : [2]\n{conflicts}" if name in words else ""
+        return 0, STREAM.format(f'<message type="info">{told}</message>')
+
+    def _btrfs_subvolume(self, *words):
+        assert words == ("get-default", "/")
+        return self.subvolume
+
+    def _grub2_editenv_(self, *words):
+        return self.editenv
 
     def _zypper_locks(self):
         rows = [f'<lock number="{n}"><name>{name}</name></lock>' for n, name in enumerate(sorted(self.locks), 1)]

@@ -10,7 +10,7 @@ import yaml
 from salt.state import STATE_INTERNAL_KEYWORDS
 
 REPO = pathlib.Path(__file__).resolve().parent.parent.parent
-KINDS = ("_modules", "_states", "_beacons")
+KINDS = ("_modules", "_states", "_beacons", "_runners")
 # what a user meets; a file that begins with _ is a room of one of these
 FILES = sorted(path.relative_to(REPO) for kind in KINDS for path in (REPO / kind).glob("[!_]*.py"))
 PAGES = [*REPO.glob("README.md"), *sorted((REPO / "docs").glob("*.md"))]
@@ -29,7 +29,7 @@ def functions(load, path):
 
 @pytest.fixture(scope="module")
 def offered(load):
-    """``{"_modules": {"kgraft.abi": function, …}, "_states": …, "_beacons": …}``."""
+    """``{"_modules": {"kgraft.abi": function, …}, "_states": …, "_beacons": …, "_runners": …}``."""
     found = {kind: {} for kind in KINDS}
     for path in FILES:
         for name, function in functions(load, path).items():
@@ -39,7 +39,7 @@ def offered(load):
 
 @pytest.fixture(scope="module")
 def everything(offered):
-    return {**offered["_modules"], **offered["_states"]}
+    return {**offered["_modules"], **offered["_states"], **offered["_runners"]}
 
 
 def fenced(text, language):
@@ -62,7 +62,12 @@ def call_arguments(command, name):
 def assert_calls_exist(command, everything):
     for name in re.findall(r"(?<![\w.:/-])(kgraft\w*\.[a-z]\w*)(?![\w.(])", command):
         assert name in everything, f"{name} does not exist: {command}"
-        if name in shlex.split(command, comments=True) and command.split()[0] in ("salt", "salt-call", "salt-ssh"):
+        if name in shlex.split(command, comments=True) and command.split()[0] in (
+            "salt",
+            "salt-call",
+            "salt-ssh",
+            "salt-run",
+        ):
             unknown = set(call_arguments(command, name)) - set(inspect.signature(everything[name]).parameters)
             # salt-call's own options may follow
             assert {word for word in unknown if not word.startswith("-")} == set(), command
@@ -82,8 +87,8 @@ def test_every_parameter_has_its_line_in_the_help(load, path):
     assert missing == []
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "_modules"], ids=str)
-def test_every_execution_function_shows_a_call_that_would_work(load, path, everything):
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] in ("_modules", "_runners")], ids=str)
+def test_every_function_at_the_prompt_shows_a_call_that_would_work(load, path, everything):
     for name, function in functions(load, path).items():
         examples = "\n".join(indented(function.__doc__, "bash"))
         assert "CLI Example" in function.__doc__, name
@@ -95,11 +100,11 @@ def test_every_execution_function_shows_a_call_that_would_work(load, path, every
 def test_every_function_is_told_of_in_a_page(offered):
     text = "\n".join(page.read_text("utf-8") for page in PAGES)
     told = set(re.findall(r"kgraft\w*\.\w+", text))
-    assert sorted({*offered["_modules"], *offered["_states"]} - told) == []
+    assert sorted({*offered["_modules"], *offered["_states"], *offered["_runners"]} - told) == []
 
 
 def test_every_module_has_its_reference_page():
-    titles = {"_modules": "module", "_states": "state", "_beacons": "beacon"}
+    titles = {"_modules": "module", "_states": "state", "_beacons": "beacon", "_runners": "runner"}
     expected = {f"{titles[path.parts[0]]}-{path.stem}.md" for path in FILES} | {"index.md"}
     assert {page.name for page in (REPO / "docs" / "ref").glob("*.md")} == expected
 
@@ -152,7 +157,7 @@ def assert_names_exist(node, offered, everything, load):
             assert_names_exist(item, offered, everything, load)
     elif isinstance(node, str):
         if re.fullmatch(r"(local\.)?kgraft\w*\.\w+", node):
-            assert node.replace("local.", "") in {*everything, "kgraft.root"}
+            assert node.replace("local.", "") in {*everything, "kgraft.root", "kgraft.exceptions"}
         for tag in re.findall(r"salt/beacon/[^/\s]+/kgraft/(\w+)", node):
             assert tag in EVENTS
 

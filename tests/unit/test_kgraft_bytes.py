@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from salt.exceptions import CommandExecutionError
 
-from tests.conftest import load_file
+from tests.support.load import load_file
 
 PATCH = "kgraft-patch-2-2_1"
 LIVEPATCH = "livepatch_9_2_1"

@@ -149,7 +149,7 @@ def test_a_memory_of_something_else_is_none(moving, remembered, other):
         path.write_text('{"format": 2, "kern')
     told = moving[1].overview()
     assert told["since"] is None
-    assert "Since when it runs is not known: the beacon kgraft has not seen it" in told["notes"]
+    assert "Since when it runs is not known: no memory of the beacon kgraft tells it" in told["notes"]
 
 
 def test_at_rest_nothing_is_missed(kernel, kgraft):

@@ -4,6 +4,7 @@ Why a task blocks: each row of the table by a kernel of files that shows its sig
 
 import os
 import re
+from unittest.mock import Mock
 
 import pytest
 from salt.exceptions import CommandExecutionError
@@ -171,6 +172,31 @@ def test_nobody_is_advised_to_touch_what_is_protected(blocked, abi, release, pro
     assert not re.search(r"kill|kgraft\.poke|poke_after|stop the service|or end it", help, re.IGNORECASE)
     # what has to be done elsewhere is still said
     assert ("agent" in help) is ("stack" in process and abi == "livepatch")
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone"), PermissionError(13, "refused"), ValueError("torn")])
+def test_whoever_cannot_be_told_is_protected(make_kernel, kgraft_on, monkeypatch, error):
+    kernel = make_kernel("livepatch", release=SLES15)
+    kernel.start("livepatch_9_2_1")
+    kernel.task(731, "cat", blocking=True)
+    kgraft = kgraft_on(kernel)
+    monkeypatch.setattr(kgraft.reasons.poking, "protected", Mock(side_effect=error))
+    assert kgraft.blocking()["tasks"][0]["help"].startswith("It is protected")
+
+
+def test_of_many_threads_some_stacks_are_missed_aloud(make_kernel, kgraft_on):
+    kernel = make_kernel("livepatch", release=SLES15)
+    kernel.start("livepatch_9_2_1")
+    stack = "".join(f"{line}\n" for line in BPF)
+    kernel.task(731, "java", blocking=True, threads={732 + i: {"blocking": True} for i in range(15)})
+    kgraft = kgraft_on(kernel)
+    assert kgraft.blocking()["note"] is None
+    kernel.task(731, "java", blocking=True, threads={732 + i: {"blocking": True} for i in range(16)})
+    (kernel.root / "proc/731/task/747/stack").write_text(stack)
+    answer = kgraft.blocking()
+    assert len(answer["tasks"][0]["tids"]) == 17
+    assert "eBPF" not in answer["tasks"][0]["why"]
+    assert "Not all kernel stacks were read" in answer["note"]
 
 
 def test_no_advice_is_to_restart(load):

@@ -21,7 +21,7 @@ def holder(zypper, tmp_path):
 
     def ask(text):
         (tmp_path / "run/zypp.pid").write_text(text)
-        return zypper._zypp_lock()
+        return zypper.zypp_lock()
 
     return ask
 

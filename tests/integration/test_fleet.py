@@ -1,0 +1,198 @@
+"""
+The runner on a real master: four minions with a kernel of files each, of which some are down, slow, stuck or killed.
+
+Their packages are pretended: what is installed stands in a file beside the kernel, and 2-2.1 is the newest.
+"""
+
+import concurrent.futures
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import salt.config
+import salt.runner
+from saltfactories.utils import random_string
+
+from lab.files import Kernel
+from tests.integration.conftest import MASTER, MINION
+
+PACKAGES = """
+import os
+__virtualname__ = "kgraft_pkg"
+
+def name():
+    return "kgraft-patch-x"
+
+def installed():
+    path = os.path.join(__opts__["kgraft.root"], "installed")
+    return open(path).read().strip() if os.path.exists(path) else None
+
+def available():
+    return {"versions": ["2-2.1"], "newest": "2-2.1", "as_of": "AS OF", "unread": []}
+
+def check(version="latest"):
+    running = __salt__["kgraft.overview"]()["running"]
+    good = running == ("2-2.1" if version == "latest" else version)
+    told = dict.fromkeys(("target", "reason", "doubt"))
+    return dict(told, verdict="good" if good else "bring", target="2-2.1", running=running)
+"""
+LIMITS = ("timeout=2", "gather_job_timeout=4")
+EAUTH = {"auto": {"ops": ["@kgraft"]}}
+
+
+class Machine:
+    """A minion and its kernel."""
+
+    def __init__(self, master, module_dirs, root, number):
+        self.root = root
+        self.be()
+        options = {"kgraft.root": str(root), "module_dirs": module_dirs, "grains": {"number": number}}
+        self.minion = master.salt_minion_daemon(random_string(f"m{number}-"), overrides={**MINION, **options})
+        self.id = self.minion.id
+
+    def be(self, version="2-2.1", held_up=False):
+        """This version is installed and runs, or is held up on the way to that."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.kernel = Kernel(self.root)
+        (self.root / "installed").write_text(version)
+        if held_up:
+            self.kernel.task(731, "nfsd", kthread=True, blocking=True)
+            self.kernel.start(f"kgraft-patch-{version.replace('.', '_')}")
+        elif version:
+            self.kernel.patch(f"kgraft-patch-{version.replace('.', '_')}")
+
+
+@pytest.fixture(scope="module")
+def exceptions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exceptions") / "exceptions.yml"
+    path.touch()
+    return path
+
+
+@pytest.fixture(scope="module")
+def master(salt_factories, file_root, exceptions):
+    options = {"file_roots": {"base": [str(file_root)]}, "kgraft.exceptions": str(exceptions), "external_auth": EAUTH}
+    factory = salt_factories.salt_master_daemon(random_string("fleet-master-"), overrides={**MASTER, **options})
+    with factory.started():
+        synced = factory.salt_run_cli(timeout=60).run("saltutil.sync_runners")
+        assert "runners.kgraft" in synced.data
+        yield factory
+
+
+@pytest.fixture(scope="module")
+def fleet(master, file_root, tmp_path_factory):
+    """Four machines, all of them up."""
+    packages = tmp_path_factory.mktemp("packages")
+    (packages / "modules").mkdir()
+    as_of = time.strftime("%Y-%m-%d %H:%M")
+    (packages / "modules" / "kgraft_pkg.py").write_text(PACKAGES.replace("AS OF", as_of))
+    dirs = [str(file_root), str(packages)]
+    machines = [Machine(master, dirs, tmp_path_factory.mktemp("machine") / "root", number) for number in range(4)]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        list(threads.map(lambda machine: machine.minion.start(), machines))
+    yield machines
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        list(threads.map(lambda machine: machine.minion.terminate(), machines))
+
+
+@pytest.fixture
+def run(master):
+    """Return ``run(*words)``: what salt-run prints with --out=json, its exit code, and the data."""
+    return lambda *words: master.salt_run_cli(timeout=120).run(*words)
+
+
+@pytest.fixture
+def prompt(master):
+    """Return ``prompt(*words)``: what salt-run prints, and its exit code."""
+    salt_run = [sys.executable, "-c", "from salt.scripts import salt_run; salt_run()", "-c", master.config_dir]
+    options = {"capture_output": True, "text": True, "timeout": 120, "check": False}
+    return lambda *words: subprocess.run([*salt_run, *words], **options)
+
+
+def classes(done):
+    return {machine: about["class"] for machine, about in done.data["machines"].items()}
+
+
+@pytest.mark.smoke
+def test_every_machine_is_told_and_those_that_are_down_are_named(fleet, run, exceptions):
+    well, behind, held, down = fleet
+    behind.be("1-1.1")
+    held.be(held_up=True)
+    down.minion.terminate()
+
+    done = run("kgraft.report", *LIMITS)
+
+    assert classes(done) == {well.id: "settled", behind.id: "unpatched", held.id: "in transition", down.id: "no answer"}
+    assert (done.returncode, done.data["retcode"], done.data["asked"]) == (2, 2, 4)
+    assert done.data["machines"][down.id]["why"] == "nothing in 2 s"
+    assert "nfsd" not in done.stdout, "names of processes are nobody's business here"
+
+    for machine in (behind, held):
+        machine.be()
+    exceptions.write_text(f"{down.id}: {{reason: broken, by: ops, until: 2999-01-01}}")
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        good = threads.submit(run, "kgraft.report", *LIMITS)
+        so_far = threads.submit(run, "kgraft.verify", f"expected={well.id},nobody", *LIMITS).result()
+    exceptions.write_text("")
+    assert (good.result().returncode, good.result().data["counts"]) == (0, {"settled": 3, "excepted": 1})
+    assert (so_far.returncode, so_far.data["counts"]) == (3, {"settled": 3, "excepted": 1, "no answer": 1})
+    assert so_far.data["machines"]["nobody"]["why"] == "this master has no key of it"
+
+
+@pytest.mark.smoke
+def test_at_the_prompt_it_is_the_same_in_words_and_nothing_else(fleet, run, prompt):
+    one, two, *_ = fleet
+    one.be()
+    two.be("1-1.1")
+    words = ("kgraft.verify", f"{one.id},{two.id}", "list", "version=2-2.1")
+    done, told = run(*words), prompt(*words)
+    assert (done.returncode, told.returncode, classes(done)) == (2, 2, {one.id: "settled", two.id: "unpatched"})
+    assert done.data["machines"][two.id]["why"] == "2-2.1 is needed"
+    lines = [line.strip() for line in told.stdout.strip().splitlines()]
+    assert lines == ["report:", *(line.strip() for line in done.data["report"]), "retcode:", "2"]
+
+
+@pytest.mark.smoke
+def test_a_verdict_by_sls_is_that_of_each_machines_own_dry_run(fleet, run, master):
+    one, two, *_ = fleet
+    one.be()
+    two.be("1-1.1")
+    sls = "installed:\n  file.managed:\n    - name: {{ opts['kgraft.root'] }}/installed\n    - contents: 2-2.1\n"
+    sls += "    - contents_newline: False\n"
+    with master.state_tree.base.temp_file("patched.sls", sls):
+        done = run("kgraft.verify", f"{one.id},{two.id}", "list", "sls=patched")
+    assert (done.returncode, classes(done)) == (2, {one.id: "settled", two.id: "unpatched"})
+    assert done.data["machines"][two.id]["why"].startswith("installed: The file ")
+    assert (two.root / "installed").read_text() == "1-1.1", "a dry run"
+    missing = run("kgraft.verify", one.id, "sls=none.such")
+    assert (missing.returncode, classes(missing)) == (2, {one.id: "failed"})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("kgraft.report", "none*"), "Nobody could be asked"),
+        (("kgraft.report", "*", "no_such_kind"), "Nobody could be asked"),
+        (("kgraft.report", "stuck_after=x"), "stuck_after='x'"),
+        (("kgraft.report", "no_such=1"), "unexpected keyword argument 'no_such'"),
+        (("kgraft.report", *"abcdefghijk"), "too many positional arguments"),
+        (("kgraft.verify", "version=2.10"), "quote it"),
+    ],
+)
+def test_what_cannot_be_asked_ends_with_5_and_is_still_json(fleet, run, words, told):
+    done = run(*words)
+    assert (done.returncode, done.data["retcode"]) == (5, 5)
+    assert told in done.data["report"][0]
+
+
+def test_through_the_api_it_is_data_and_no_file_is_read(fleet, master):
+    """What an orchestration and salt-api get; here eauth lets anybody in."""
+    client = salt.runner.RunnerClient(salt.config.client_config(str(master.config["conf_file"])))
+    low = {"username": "ops", "password": "x", "eauth": "auto"}
+    told = client.cmd_sync({**low, "fun": "kgraft.report", "kwarg": {"target": fleet[0].id}}, timeout=60)
+    assert (told["asked"], list(told["machines"])) == (1, [fleet[0].id])
+    refused = client.cmd_sync({**low, "fun": "kgraft.report", "expected": "@/etc/passwd"}, timeout=60)
+    assert refused == {"retcode": 5, "report": ["expected='@/etc/passwd': a file is read at the prompt only"]}
+    assert client.cmd_sync({**low, "fun": "kgraft.report", "bad": 1}, timeout=60)["retcode"] == 5
