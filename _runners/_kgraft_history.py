@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import typing
+import zlib
 
 if typing.TYPE_CHECKING:  # handed in
     from . import _kgraft_fleet as fleets
@@ -19,9 +20,11 @@ TAG = re.compile(r"salt/beacon/([^/]+)/[^/]+/(started|finished|stuck)\Z")
 TEXTS = ("transition", "patch", "direction", "boot_id", "kernelrelease")
 # how it ended: finished, as the beacon said; or only seen to be over, since the machine was restarted (reboot) or
 # another transition came (unseen); None where it may still run
+# times, stuck: how often it was told that it is stuck, and the seconds so far then; why: what blocked, in words
 Transition = collections.namedtuple(
-    "Transition", "machine transition patch direction boot_id kernelrelease started seconds stuck ended last"
+    "Transition", "machine transition patch direction boot_id kernelrelease started seconds times stuck why ended last"
 )
+HOW = {None: "may still run", "reboot": "ended by a reboot", "unseen": "its end was not heard of"}
 
 
 def files(path):
@@ -35,19 +38,26 @@ def read(paths, since):
     were ``read``, ``repeated``, ``refused``, or ``torn``.
     """
     found, seen, counts = {}, set(), collections.Counter(read=0, repeated=0, refused=0, torn=0)
-    for path in paths:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            for line in file:
-                counts["read"] += 1
-                try:
-                    event = json.loads(line.decode("utf-8"))
-                    match = TAG.match(event["tag"])
-                    if match:
-                        counts[_add(found, seen, match.group(1), match.group(2), event["data"])] += 1
-                except (ValueError, LookupError, TypeError, RecursionError):
-                    counts["torn"] += 1
+    for line in _lines(paths):
+        counts["read"] += 1
+        try:
+            event = json.loads(line.decode("utf-8"))
+            match = TAG.match(event["tag"])
+            if match:
+                counts[_add(found, seen, match.group(1), match.group(2), event["data"])] += 1
+        except (AttributeError, ValueError, LookupError, TypeError, RecursionError):
+            counts["torn"] += 1
     del counts["kept"]
     return _closed(one for one in found.values() if one["last"] >= since), dict(counts)
+
+
+def _lines(paths):
+    for path in paths:
+        try:
+            with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+                yield from file
+        except (OSError, EOFError, zlib.error) as err:
+            raise ValueError(f"cannot read {path}: {err}") from err
 
 
 def _add(found, seen, machine, word, data):
@@ -68,7 +78,10 @@ def _add(found, seen, machine, word, data):
     if word == "started" or one["started"] is None:
         one["started"] = when - seconds
     one["last"] = max(one["last"] or when, when)
-    one["stuck"] = max(one["stuck"] or 0, seconds) if word == "stuck" else one["stuck"]
+    if word == "stuck":
+        one["times"] = (one["times"] or 0) + 1
+        if seconds >= (one["stuck"] or 0):
+            one.update(stuck=seconds, why="; ".join(held(data.get("tasks") or [])) or one["why"])
     if word == "finished":
         one.update(ended="finished", seconds=data["seconds"] and seconds)
     return "kept"
@@ -86,9 +99,36 @@ def _closed(transitions):
     return told[::-1]
 
 
-def told(one, form):
-    """A transition as a line; ``form`` makes a date and time of seconds."""
-    how = {None: "may still run", "reboot": "ended by a reboot", "unseen": "its end was not heard of"}
-    words = f"finished after {one.seconds:.0f} s" if one.seconds else how.get(one.ended, "finished")
-    words += f", stuck for {one.stuck:.0f} s and more" if one.stuck else ""
-    return " ".join(filter(None, [form(one.started), one.machine, one.patch or "unknown patch", one.direction, words]))
+def held(tasks, names=False):
+    """What blocks, in words; names of processes and users only where they are asked for."""
+    counts = collections.Counter()
+    for task in tasks:
+        unit = task["unit"] + ": " if task["unit"] else ""
+        who = f" ({task['name']} of {task['user']})" if names and "name" in task else ""
+        counts[fleets.line(unit + (task.get("why") or f"a task of kind {task['kind']}") + who)] += 1
+    return [words if count == 1 else f"{words} ({count} tasks)" for words, count in counts.most_common(5)]
+
+
+def span(seconds):
+    """As "45 s", "12 min", "2 h 5 min" or "3 d 4 h"."""
+    for unit, part, word, small in ((86400, 3600, "d", "h"), (3600, 60, "h", "min")):
+        if seconds >= unit:
+            rest = seconds % unit // part
+            return f"{seconds // unit:.0f} {word}" + (f" {rest:.0f} {small}" if rest else "")
+    return f"{seconds // 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def told(one):
+    """How a transition went, in words."""
+    words = HOW.get(one.ended, "finished") + (f" after {span(one.seconds)}" if one.seconds else "")
+    return words + (f", stuck for {span(one.stuck)} and more" if one.stuck else "")
+
+
+def line(one):
+    """A transition, without its time."""
+    words = [one.machine, one.patch or "unknown patch", *filter(None, [one.direction])]
+    return f"{' '.join(words)}: {told(one)}" + (f" ({one.why})" if one.why else "")
+
+
+def counted(lines):
+    return ", ".join(f"{count} {word}" for word, count in lines.items() if count or word == "read") + " lines."

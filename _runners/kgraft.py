@@ -24,6 +24,7 @@ Master option
     until that day, inclusive, is counted as *excepted* and makes no exit code.
 """
 
+import fnmatch
 import functools
 import importlib.util
 import inspect
@@ -54,6 +55,8 @@ def _room(name, **others):
 
 fleets = _room("fleet")
 reports = _room("report", fleets=fleets)
+histories = _room("history", fleets=fleets)
+pages = _room("page", fleets=fleets, histories=histories)
 
 
 def _answered(function):
@@ -162,14 +165,20 @@ def report(
         salt-run kgraft.report 'db*' expected=@/etc/inventory --out=json
         salt-run kgraft.report source=mine
     """
+    limits = stuck_after, max_metadata_age, support_days
+    return _report(target, tgt_type, source, expected, limits, max_age, timeout, gather_job_timeout)[0]
+
+
+def _report(target, tgt_type, source, expected, limits, max_age, timeout, gather_job_timeout, named=None):
+    """The report, and what each machine answered."""
     if source not in ("live", "mine"):
         raise ValueError(f"source={source!r}: must be live or mine")
-    given = {"stuck_after": stuck_after, "max_metadata_age": max_metadata_age, "support_days": support_days}
-    limits = reports.Limits(**{name: _number(name, value) for name, value in given.items()})
+    limits = reports.Limits(*map(_number, reports.Limits._fields, limits))
     max_age = _number("max_age", max_age) if source == "mine" else None
-    fleet = _ask(target, tgt_type, {OVERVIEW: ((), {})}, timeout, gather_job_timeout, expected, max_age)
+    fleet = _ask(target, tgt_type, {OVERVIEW: ((), named or {})}, timeout, gather_job_timeout, expected, max_age)
     now = time.time()
-    return reports.tell(_found(fleet, lambda _, told: reports.by_packages(told, limits, now), stuck_after), fleet.asked)
+    found = _found(fleet, lambda _, told: reports.by_packages(told, limits, now), limits.stuck_after)
+    return reports.tell(found, fleet.asked), fleet.answers
 
 
 @_answered
@@ -238,6 +247,142 @@ def verify(
     fleet = _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected)
     found = _found(fleet, judge, stuck_after)
     return reports.tell(found, fleet.asked, fleets.share("allow_missing", allow_missing, len(found)))
+
+
+@_answered
+def history(machines="*", days=30):
+    """
+    Tell the transitions of live patches that the beacon ``kgraft`` told of: when each began, how long it took, whether
+    it stuck, and how it ended. The master must keep its events; no machine is asked.
+
+    machines
+        Whose: a glob of their names. Default: ``*``
+    days
+        How far to look back. Default: 30
+
+    It reads the file of ``event_return: rawfile_json``, and what logrotate made of it. Lines of one event are folded.
+    Lines whose sender Salt has proved to be another machine than their tag names are refused. A beacon's event proves
+    no sender, so who is root on one machine can still have lines here in the name of another.
+
+    Returns a dict: ``retcode`` and ``report``, see above; ``transitions``, a list of ``{machine, transition, patch,
+    direction, boot_id, kernelrelease, started, seconds, times, stuck, why, ended, last}``, the oldest first, and
+    ``lines``, how many were ``read``, ``repeated``, ``refused`` and ``torn``. ``times`` is how often it was told that
+    it is stuck, ``stuck`` the seconds that it then had run, ``why`` what blocked; ``ended`` is ``finished``,
+    ``reboot`` (cut off by one), ``unseen`` (another transition came), or None: it may still run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.history
+        salt-run kgraft.history 'db*' days=7 --out=json
+    """
+    transitions, lines = _history(_number("days", days))
+    transitions = [one for one in transitions if fnmatch.fnmatch(one.machine, str(machines))]
+    told = [f"{_stamp(one.started)} {histories.line(one)}" for one in transitions[-50:]]
+    told += [f"The newest 50 of {len(transitions)}; --out=json has all."] if len(transitions) > 50 else []
+    stuck = sum(one.stuck is not None for one in transitions)
+    told += [f"{len(transitions)} transitions in {days} days, {stuck} of them stuck. {histories.counted(lines)}"]
+    data = [dict(one._asdict(), started=_stamp(one.started), last=_stamp(one.last)) for one in transitions]
+    return {"retcode": 0, "report": told, "transitions": data, "lines": lines}
+
+
+def _history(days):
+    kept = __opts__.get("event_return")
+    if "rawfile_json" not in ([kept] if isinstance(kept, str) else kept or []):
+        raise ValueError("No history is kept: event_return of this master has no rawfile_json.")
+    path = __opts__.get("rawfile_json.filename", "/var/log/salt/events")
+    return histories.read(histories.files(path), time.time() - days * DAY)
+
+
+def _stamp(when):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
+
+
+@_answered
+def page(
+    target="*",
+    tgt_type="glob",
+    source="live",
+    path=None,
+    names=False,
+    days=7,
+    expected=None,
+    stuck_after=7200,
+    max_metadata_age=DAY,
+    support_days=30,
+    max_age=7200,
+    timeout=None,
+    gather_job_timeout=None,
+):
+    """
+    Write the report and the history of the last days as one HTML file that needs nothing else, for a browser.
+
+    target
+        As in :py:func:`report`. Default: ``*``
+    tgt_type
+        As in :py:func:`report`. Default: ``glob``
+    source
+        As in :py:func:`report`. Default: ``live``
+    path
+        Where to write it; at the prompt only. Default: the master option ``kgraft.page``, or else
+        ``kgraft/fleet.html`` in the master's cache directory
+    names
+        Also name the processes that block, and their users; from the mine only if it has them. Default: False
+    days
+        How many days of transitions are drawn. Default: 7
+    expected
+        As in :py:func:`report`. Default: None
+    stuck_after
+        As in :py:func:`report`. Default: 7200
+    max_metadata_age
+        As in :py:func:`report`. Default: 86400
+    support_days
+        As in :py:func:`report`. Default: 30
+    max_age
+        As in :py:func:`report`. Default: 7200
+    timeout
+        As in the master's configuration. Default: from there
+    gather_job_timeout
+        As in the master's configuration. Default: from there
+
+    A list of machines that are not patched is a map for an attacker: the file can be read by its owner and its group
+    (0640). It is written whole or not at all.
+
+    Returns a dict: ``retcode``, 0 if it was written, whatever it shows, and else 5; ``report``; ``path``; ``verdict``,
+    the exit code that :py:func:`report` has for the same machines.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.page
+        salt-run kgraft.page 'db*' path=/root/fleet.html names=True
+    """
+    if path is not None and not (_typed() and os.path.isabs(str(path))):
+        raise ValueError(f"path={path!r}: must be absolute, and is taken at the prompt only")
+    if not isinstance(names, bool):
+        raise ValueError(f"names={names!r}: must be True or False")
+    days = _number("days", days, 1)
+    limits, named = (stuck_after, max_metadata_age, support_days), {"names": True} if names else {}
+    told, answers = _report(target, tgt_type, source, expected, limits, max_age, timeout, gather_job_timeout, named)
+    for machine, about in told["machines"].items():
+        if {"stuck", "in transition"} & {about["class"], about.get("instead_of")}:
+            about.update(pages.moving(answers[machine][OVERVIEW], names))
+    try:
+        transitions, unkept = _history(days)[0], ""
+    except ValueError as err:
+        transitions, unkept = None, str(err)
+    asked = "asked live" if source == "live" else "from the mine"
+    default = os.path.join(__opts__["cachedir"], "kgraft", "fleet.html")
+    path = path or __opts__.get("kgraft.page") or default
+    try:
+        if path == default:
+            os.makedirs(os.path.dirname(path), 0o750, exist_ok=True)
+        pages.write(path, pages.html(told, asked, transitions, days, time.time(), unkept))
+    except OSError as err:
+        raise ValueError(f"cannot write {path}: {err}") from err
+    return {"retcode": 0, "report": [path, told["report"][-1]], "path": path, "verdict": told["retcode"]}
 
 
 def _wish(sls, check=None):

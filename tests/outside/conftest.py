@@ -1,16 +1,16 @@
 """
-What other programs make of what we write. They are Debian's, fetched by apt and unpacked in the cache, never installed.
+What other programs make of what we write; they are Debian's.
 
-``promtool``   the path of Prometheus's own checker
-``browser``    Chromium
+``promtool``   the path of Prometheus's own checker, unpacked in the cache: an installed Prometheus starts a daemon
+``browser``    Chromium, driven by Playwright
 """
 
 import os
 import subprocess
 
 import pytest
-from playwright.sync_api import sync_playwright
 
+from lab import picture
 from tests.kernel import debian
 
 
@@ -31,9 +31,5 @@ def promtool():
 
 @pytest.fixture(scope="session")
 def browser():
-    """Debian's Chromium, driven by Playwright."""
-    with sync_playwright() as playwright:
-        # root has no sandbox, and the page is ours
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+    with picture.browser() as browser:
         yield browser
-        browser.close()

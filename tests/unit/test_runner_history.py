@@ -65,7 +65,9 @@ def test_a_transition_is_its_start_its_end_and_whether_it_stuck(history, read):
         kernelrelease="4.4.180-94.100-default",
         started=NOW,
         seconds=4200.0,
+        times=2,
         stuck=3720.0,
+        why=None,
         ended="finished",
         last=NOW + 70 * 60,
     )
@@ -193,16 +195,47 @@ def test_rotated_files_are_read_with_it(history, tmp_path):
 
 
 LINES = [
-    ({}, "… db1 kgraft_patch_2_2_1 apply may still run"),
-    ({"word": "finished"}, "… db1 kgraft_patch_2_2_1 apply finished after 60 s"),
-    ({"word": "finished", "seconds": None}, "… db1 kgraft_patch_2_2_1 apply finished"),
-    ({"word": "stuck"}, "… db1 kgraft_patch_2_2_1 apply may still run, stuck for 120 s and more"),
-    ({"patch": None, "direction": None}, "… db1 unknown patch may still run"),
+    ({}, "db1 kgraft_patch_2_2_1 apply: may still run"),
+    ({"word": "finished"}, "db1 kgraft_patch_2_2_1 apply: finished after 60 s"),
+    ({"word": "finished", "seconds": None}, "db1 kgraft_patch_2_2_1 apply: finished"),
+    ({"word": "stuck", "seconds": 7500}, "db1 kgraft_patch_2_2_1 apply: may still run, stuck for 2 h 5 min and more"),
+    ({"patch": None, "direction": None}, "db1 unknown patch: may still run"),
 ]
 
 
 @pytest.mark.parametrize(("about", "line"), LINES)
 def test_a_transition_as_a_line(history, read, about, line):
-    about = dict({"word": "started", "minutes": 0}, **about)
-    (one,), _ = read(event(**about))
-    assert history.told(one, lambda when: "…") == line
+    (one,), _ = read(event(**dict({"word": "started", "minutes": 0}, **about)))
+    assert history.line(one) == line
+
+
+def test_the_last_that_was_told_of_who_blocks_is_kept_and_names_nobody(history, read):
+    task = {"name": "secret", "user": "alice", "kind": "user", "unit": "x.service", "why": "It sleeps.", "pid": 7}
+    early = event("stuck", 2, tasks=[{**task, "why": "It ran."}])
+    (one,), _ = read(event("stuck", 62, times=2, seconds=3720, tasks=[task, task, {**task, "unit": None}]), early)
+    assert (one.times, one.why) == (2, "x.service: It sleeps. (2 tasks); It sleeps.")
+    assert history.line(one).endswith("stuck for 1 h 2 min and more (x.service: It sleeps. (2 tasks); It sleeps.)")
+    assert "secret" not in str(one) and "alice" not in str(one)
+
+
+def test_names_are_told_to_whom_asks_for_them(history):
+    task = {"name": "nfsd\n", "user": "root", "kind": "kernel", "unit": None, "why": None}
+    assert history.held([task]) == ["a task of kind kernel"]
+    assert history.held([task], names=True) == ["a task of kind kernel (nfsd of root)"]
+
+
+SPANS = [(0, "0 s"), (119.4, "119 s"), (120, "2 min"), (3600, "1 h"), (7500, "2 h 5 min"), (100 * 3600, "4 d 4 h")]
+
+
+@pytest.mark.parametrize(("seconds", "words"), SPANS)
+def test_a_span_of_time(history, seconds, words):
+    assert history.span(seconds) == words
+
+
+@pytest.mark.parametrize("content", [None, b"\x1f\x8b\x08 and no more"])
+def test_a_file_that_cannot_be_read_is_an_error_and_no_empty_history(history, tmp_path, content):
+    path = tmp_path / "events.jsonl.1.gz"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot read .*events.jsonl.1.gz"):
+        history.read([str(path)], 0)
