@@ -102,7 +102,7 @@ def _closed(transitions):
 def held(tasks, names=False):
     """What blocks, in words; names of processes and users only where they are asked for."""
     counts = collections.Counter()
-    for task in tasks:
+    for task in tasks[:20]:
         unit = task["unit"] + ": " if task["unit"] else ""
         who = f" ({task['name']} of {task['user']})" if names and "name" in task else ""
         counts[fleets.line(unit + (task.get("why") or f"a task of kind {task['kind']}") + who)] += 1

@@ -232,7 +232,7 @@ def moving(told, names):
     try:
         tasks = (told["blocking"] or {"tasks": []})["tasks"]
         return {"since": told["since"], "held": histories.held(tasks, names)}
-    except (AttributeError, LookupError, TypeError):
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return {}
 
 
