@@ -62,10 +62,12 @@ def _lines(paths):
 
 def _add(found, seen, machine, word, data):
     """Take an event; return what became of it: kept, repeated, or refused."""
+    if data["id"] != machine or {"cmd", "tag", "pretag", "data"} & set(data):
+        return "refused"
     when = fleets.moment(data["_stamp"][:19] + "Z")
     number = data.get("times") if word == "stuck" else None
     about = {key: data[key] and fleets.line(data[key], 100) for key in TEXTS}
-    if data["id"] != machine or {"cmd", "tag", "pretag", "data"} & set(data) or when is None or not about["transition"]:
+    if when is None or not about["transition"]:
         return "refused"
     key, seconds = (machine, about["transition"], word, number), float(data.get("seconds") or 0)
     if not 0 <= seconds < 1e9:

@@ -123,6 +123,13 @@ FORGED = {
 }
 
 
+def test_one_that_was_sent_by_event_send_is_refused_whatever_else_it_lacks(read):
+    """As Salt keeps it: what was sent is below ``data``, and the id is the sender's, checked by Salt."""
+    data = {"id": "db2", "cmd": "_minion_event", "tag": "x", "pretag": None, "_stamp": stamp(0), "data": {"id": "db1"}}
+    _, counts = read(json.dumps({"tag": "salt/beacon/db1/kgraft/finished", "data": data}))
+    assert counts == {"read": 1, "repeated": 0, "refused": 1, "torn": 0}
+
+
 @pytest.mark.parametrize("how", FORGED)
 def test_a_forged_line_is_refused_and_counted(read, how):
     told, counts = read(event("started", 0), event("finished", 1, **FORGED[how]))
