@@ -83,7 +83,7 @@ def _add(found, seen, machine, word, data):
     if word == "stuck":
         one["times"] = (one["times"] or 0) + 1
         if seconds >= (one["stuck"] or 0):
-            one.update(stuck=seconds, why="; ".join(held(data.get("tasks") or [])) or one["why"])
+            one.update(stuck=seconds, why=" · ".join(held(data.get("tasks") or [])) or one["why"])
     if word == "finished":
         one.update(ended="finished", seconds=data["seconds"] and seconds)
     return "kept"

@@ -44,6 +44,7 @@ p{margin:.2rem 0}.dim,caption,h2 small{color:var(--dim);font-size:.92rem;font-we
 .good{color:var(--good)}.bad{color:var(--bad)}.moving{color:var(--moving)}.none{color:var(--none)}
 .good::before{content:"\25CF\A0";content:"\25CF\A0" / ""}
 .bad::before{content:"\25B2\A0";content:"\25B2\A0" / ""}
+.was{color:var(--bad)}.was::before{content:"\25B3\A0";content:"\25B3\A0" / ""}
 .moving::before{content:"\25C6\A0";content:"\25C6\A0" / ""}
 .none::before{content:"\25CB\A0";content:"\25CB\A0" / ""}
 td.bad{font-weight:650}
@@ -61,7 +62,7 @@ input,select{padding:.25rem .5rem;color:var(--fg)}button:enabled{cursor:pointer}
 table{border-collapse:collapse;width:100%}caption{text-align:left;padding:.2rem 0 .4rem}
 th,td{text-align:left;vertical-align:top;padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--line)}
 tbody th{font-weight:600;overflow-wrap:anywhere;min-width:5rem}td{white-space:nowrap}
-td.why{white-space:normal;min-width:16rem}#machines td:nth-child(6){white-space:normal;min-width:11.5rem}
+td.why{white-space:normal;min-width:14rem}#machines td:nth-child(6){white-space:normal;min-width:11.5rem}
 thead th{position:sticky;top:0;background:var(--bg);white-space:nowrap}
 thead button{border:0;padding:0;font-weight:650}thead button:disabled{color:var(--fg)}
 th[aria-sort=ascending] button::after{content:" \25B4"}th[aria-sort=descending] button::after{content:" \25BE"}
@@ -69,6 +70,7 @@ svg{display:block;width:100%;height:auto;min-width:44rem}svg text{font-size:12px
 svg .tick{stroke:var(--line)}svg .day,svg .words.good{fill:var(--dim)}svg .row{fill:var(--soft)}
 svg .good{fill:var(--good)}svg .moving{fill:var(--moving)}svg .bad{fill:var(--bad)}svg .none{fill:var(--none)}
 svg rect.moving{fill:var(--bg);stroke:var(--moving);stroke-width:2;stroke-dasharray:4 2}
+svg rect.was{fill:var(--bg);stroke:var(--bad);stroke-width:2}svg .words.was{fill:var(--bad)}
 svg .words.bad{font-weight:650}
 [hidden]{display:none}
 @media(max-width:76rem){.wide{overflow-x:auto}thead th{position:static}}
@@ -141,7 +143,8 @@ PAGE = """<!doctype html>
 <main>
 <h1>Live patching</h1>
 <p class="verdict {{ 'bad' if report.retcode else 'good' }}">{{ report.report[-1] }}</p>
-<p class="dim">{{ rows | length }} machines, {{ source }}, as of <time datetime="{{ now | iso }}">{{ now | minute }} UTC
+<p class="dim">{{ rows | length }} machine{{ 's' if rows | length != 1 }}, {{ source }},
+{#- #} as of <time datetime="{{ now | iso }}">{{ now | minute }} UTC
 {#- #}</time><b id="late"></b></p>
 <ul class="counts">
 {%- for name, look, count in counts %}
@@ -149,7 +152,7 @@ PAGE = """<!doctype html>
 {#- #}<b>{{ count }}</b> <span>{{ name }}</span></button></li>
 {%- endfor %}
 </ul>
-<h2>Transitions <small>{% if history is none %}: {{ unkept }}{% else %}of the last {{ days }} days;
+<h2>Transitions <small>{% if history is none %}: {{ unkept }}{% else %}of the last {{ days }} day{{ 's' if days != 1 }};
  {{ history | length }} in <a href="#transitions">a table below</a>{% endif %}</small></h2>
 {%- if drawn %}
 <div class="wide" tabindex="0" role="region" aria-label="Timeline">
@@ -173,7 +176,7 @@ PAGE = """<!doctype html>
 {%- endfor %}
 </svg>
 </div>
-<p class="dim">Tall: it stuck. Thin: it finished. Dashed: it may still run.
+<p class="dim">Tall: stuck, and hollow where that is over. Thin: finished. Dashed: may still run.
 {%- if more %} {{ more }} more machines are in the table.{% endif %} Times are UTC.</p>
 {%- endif %}
 <h2>Machines</h2>
@@ -193,7 +196,7 @@ PAGE = """<!doctype html>
 {%- for row in rows %}
 <tr data-class="{{ row.name }}"{% if row.observed %} data-age="{{ (now - row.observed) | int }}"{% endif %}>
 {#- #}<th scope="row">{{ row.id }}</th><td data-v="{{ row.rank }}" class="{{ row.look }}">{{ row.name }}</td>
-{#- #}<td class="why">{% for why in row.why %}{{ '' if loop.first else '; ' }}{{ why }}{% endfor %}</td>
+{#- #}<td class="why">{% for why in row.why %}{{ '' if loop.first else ' · ' }}{{ why }}{% endfor %}</td>
 {#- #}<td data-v="{{ row.since or '' }}">{{ row.since | minute }}</td><td>{{ row.running or '' }}</td>
 {#- #}<td>{{ row.kernelrelease or '' }}</td><td data-v="{{ row.observed or '' }}">{{ row.observed | minute }}</td>
 {#- #}<td>{{ row.supported_until or '' }}</td></tr>
@@ -254,8 +257,7 @@ def html(report, source, history, days, now, unkept=""):
     rows.sort(key=lambda row: (row["rank"], row["id"]))
     start = max(now - days * 86400, min([one.started for one in history or ()], default=0))
     start = min(start - (now - start) / 50, now - 60)
-    # what may still run comes first, then what stuck, then the newest
-    names = sorted(newest, key=lambda name: (_urgency(newest[name]), -newest[name].started, name))
+    names = sorted(newest, key=lambda name: (_urgency(newest[name]), name))
     bars = {name: [] for name in names[:DRAWN]}
     for one in history or ():
         if one.machine in bars:
@@ -296,11 +298,14 @@ def _hash(text):
 
 
 def _urgency(one):
-    return (one.ended is not None, not one.stuck)
+    """What may still run comes first, stuck before others, for the longest time first; then what stuck, the newest."""
+    return one.ended is not None, not one.stuck, one.started if one.ended is None else -one.started
 
 
 def _look(one):
-    return "bad" if one.stuck else "good" if one.ended == "finished" else "moving" if one.ended is None else "none"
+    if one.stuck:
+        return "was" if one.ended else "bad"
+    return {None: "moving", "finished": "good"}.get(one.ended, "none")
 
 
 def _short(one, now):
@@ -308,7 +313,7 @@ def _short(one, now):
     if one.stuck and one.ended is None:
         return f"▲ stuck, {histories.span(now - one.started)} so far"
     words = f"took {histories.span(one.seconds)}" if one.seconds else histories.HOW.get(one.ended, "finished")
-    return f"▲ stuck, {words}" if one.stuck else words
+    return f"△ was stuck, {words}" if one.stuck else words
 
 
 def _x(when, start, now):

@@ -49,7 +49,8 @@ class Machine:
             self.kernel.start(patch(runs))
         elif runs:
             self.kernel.patch(patch(runs))
-        offered = {"versions": [NEWEST], "newest": NEWEST, "as_of": stamp(7 * HOUR, "%Y-%m-%d %H:%M"), "unread": []}
+        as_of = time.strftime("%Y-%m-%d %H:%M", time.localtime(NOW - 7 * HOUR))
+        offered = {"versions": [NEWEST], "newest": NEWEST, "as_of": as_of, "unread": []}
         self.packages = {
             "kgraft_pkg.available": lambda: offered,
             "kgraft_pkg.name": lambda: "kernel-livepatch-5_14_21-150500_55_52-default",
@@ -87,7 +88,7 @@ def fleet(directory):
         Machine(directory, "app3", BEFORE),
         Machine(directory, "box1", None, abi=None),
         Machine(directory, "web9", BEFORE, installed=BEFORE),
-        *(Machine(directory, name) for name in ("app1", "app2", "db1", *(f"web{number}" for number in range(1, 9)))),
+        *(Machine(directory, name) for name in ("app1", "app2", "db1", *(f"web{number}" for number in range(1, 6)))),
     ]
     of = {machine.name: machine for machine in machines}
     of["web9"].asked = 5 * HOUR
@@ -97,7 +98,7 @@ def fleet(directory):
         *of["db2"].transition(40, NEWEST),
         *of["erp1"].transition(DAY + 2 * HOUR, BEFORE, 7.5 * HOUR, stuck=(120, HOUR, 7 * HOUR)),
     ]
-    for number, name in enumerate(("app1", "app2", "db1", *(f"web{number}" for number in range(1, 10)))):
+    for number, name in enumerate(("app1", "app2", "db1", *(f"web{number}" for number in (1, 2, 3, 4, 5, 9)))):
         events += of[name].transition(DAY + 3 * HOUR - 20 * MINUTE * number, BEFORE, 8 + 5 * number % 33)
         if name != "web9":
             events += of[name].transition(3 * HOUR + 8 * MINUTE - 9 * MINUTE * number, NEWEST, 9 + 7 * number % 40)
@@ -153,7 +154,7 @@ def labelled(png, text):
 def main():
     with tempfile.TemporaryDirectory() as directory, browser() as chromium:
         page = write(Path(directory))
-        tab = chromium.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=1.5)
+        tab = chromium.new_page(viewport={"width": 1200, "height": 860}, device_scale_factor=1.5)
         tab.clock.set_fixed_time(stamp(0))
         tab.goto(page.as_uri())
         PICTURE.write_bytes(labelled(tab.screenshot(), digest(page)))

@@ -49,6 +49,9 @@ def page_file(rooms, fleet, tmp_path_factory):
     about = ("boot-1", HOSTILE[0], "apply", "boot", "5.14.21-default")
     transitions = [
         history.Transition("db1", *about, NOW - 9000, 60.0, None, None, None, "finished", NOW - 8940),
+        history.Transition("db2", *about, NOW - 9000, 400.0, 1, 300.0, HOSTILE[3], "finished", NOW - 8600),
+        history.Transition("db3", *about, NOW - 8000, None, None, None, None, "reboot", NOW - 7999),
+        history.Transition("db4", *about, NOW - 7300, None, None, None, None, None, NOW - 7300),
         history.Transition(HOSTILE[1], *about, NOW - 7200, None, 2, 7000.0, HOSTILE[2], None, NOW - 200),
     ]
     report = {"machines": fleet, "counts": counts, "report": ["Not good: some machines are stuck."], "retcode": 4}
@@ -146,13 +149,23 @@ def test_every_control_is_reached_by_the_tab_key(page):
 
 
 def test_the_timeline_shows_each_transition_and_which_one_stuck(page):
-    bars = page.locator("svg rect:not(.row)")
-    assert bars.count() == 2
-    assert sorted(bar.get_attribute("class") for bar in bars.all()) == ["bad", "good"]
-    heights = {bar.get_attribute("class"): float(bar.get_attribute("height")) for bar in bars.all()}
-    assert heights["bad"] > 1.5 * heights["good"], "to be seen without colours, too"
+    bars = page.locator("svg rect:not(.row)").all()
+    heights = {bar.get_attribute("class"): float(bar.get_attribute("height")) for bar in bars}
+    assert set(heights) == {"good", "moving", "none", "was", "bad"}
+    assert len(bars) == 5
+    for look in ("good", "moving", "none"):
+        assert heights["bad"] == heights["was"] > 1.5 * heights[look], "to be seen without colours, too"
+    hollow = "element => getComputedStyle(element).fill === getComputedStyle(document.body).backgroundColor"
+    assert [page.locator(f"svg rect.{look}").evaluate(hollow) for look in ("was", "bad")] == [True, False]
+    words = [text.text_content() for text in page.locator("svg text.words").all()]
+    assert words == [
+        "▲ stuck, 2 h so far",
+        "may still run",
+        "△ was stuck, took 6 min",
+        "ended by a reboot",
+        "took 60 s",
+    ], "the most urgent first"
     assert page.get_by_role("img", name="Transitions over time").count() == 1
-    assert page.locator("svg text.bad").text_content() == "▲ stuck, 2 h so far"
     assert "may still run, stuck for 1 h 56 min and more" in page.locator("table").nth(1).inner_text()
 
 

@@ -220,8 +220,8 @@ def test_the_last_that_was_told_of_who_blocks_is_kept_and_names_nobody(history, 
     task = {"name": "secret", "user": "alice", "kind": "user", "unit": "x.service", "why": "It sleeps.", "pid": 7}
     early = event("stuck", 2, tasks=[{**task, "why": "It ran."}])
     (one,), _ = read(event("stuck", 62, times=2, seconds=3720, tasks=[task, task, {**task, "unit": None}]), early)
-    assert (one.times, one.why) == (2, "x.service: It sleeps. (2 tasks); It sleeps.")
-    assert history.line(one).endswith("stuck for 1 h 2 min and more (x.service: It sleeps. (2 tasks); It sleeps.)")
+    assert (one.times, one.why) == (2, "x.service: It sleeps. (2 tasks) · It sleeps.")
+    assert history.line(one).endswith("stuck for 1 h 2 min and more (x.service: It sleeps. (2 tasks) · It sleeps.)")
     assert "secret" not in str(one) and "alice" not in str(one)
 
 

@@ -129,7 +129,7 @@ def test_processes_and_users_are_named_only_where_they_are_asked_for(runner, nam
     assert runner.asked == [{"kgraft.overview": ((), {"names": True} if named else {})}]
     words = "nfs.service: It is parked." + (" (nfsd of root)" if named else "")
     assert page["db1"][:3] == ["in transition", words, "2026-11-23 11:59"]
-    assert page["db2"][:2] == ["stuck", f"{words} (2 tasks); a task of kind user"]
+    assert page["db2"][:2] == ["stuck", f"{words} (2 tasks) · a task of kind user"]
 
 
 @pytest.mark.parametrize("answer", HOSTILE)
