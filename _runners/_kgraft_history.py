@@ -129,8 +129,9 @@ def told(one):
 def line(one):
     """A transition, without its time."""
     words = [one.machine, one.patch or "unknown patch", *filter(None, [one.direction])]
-    return f"{' '.join(words)}: {told(one)}" + (f" ({one.why})" if one.why else "")
+    return f"{' '.join(words)}: {told(one)}" + (f" ({fleets.line(one.why, 80)})" if one.why else "")
 
 
 def counted(lines):
-    return ", ".join(f"{count} {word}" for word, count in lines.items() if count or word == "read") + " lines."
+    words = [f"{count} {word}" for word, count in lines.items() if count and word != "read"]
+    return ", ".join([f"{lines['read']} lines read", *words]) + "."

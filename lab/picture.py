@@ -105,14 +105,19 @@ def fleet(directory):
     return machines, sorted(events, key=lambda event: -event[1])
 
 
+def keep(events, path):
+    """Write events as the master keeps them."""
+    with open(path, "w", encoding="utf-8") as file:
+        for word, ago, data in events:
+            data = dict(data, _stamp=stamp(ago, "%Y-%m-%dT%H:%M:%S.000000+00:00"))
+            print(json.dumps({"tag": f"salt/beacon/{data['id']}/kgraft/{word}", "data": data}), file=file)
+
+
 def write(directory):
     """Have the runner write the page of the fleet; return its path."""
     machines, events = fleet(directory)
     kept, page = directory / "events.jsonl", directory / "fleet.html"
-    with open(kept, "w", encoding="utf-8") as file:
-        for word, ago, data in events:
-            data = dict(data, _stamp=stamp(ago, "%Y-%m-%dT%H:%M:%S.000000+00:00"))
-            print(json.dumps({"tag": f"salt/beacon/{data['id']}/kgraft/{word}", "data": data}), file=file)
+    keep(events, kept)
     exceptions = directory / "exceptions.yml"
     exceptions.write_text("lab1: {reason: waits for a new power supply, by: dba-team, until: 2026-11-29}\n", "utf-8")
     opts = {"event_return": "rawfile_json", "rawfile_json.filename": str(kept), "cachedir": str(directory)}

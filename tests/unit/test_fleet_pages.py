@@ -8,6 +8,7 @@ import pytest
 import salt.output
 import salt.utils.args
 
+from lab import picture
 from tests.conftest import REPO
 from tests.unit.test_runner_report import NOW, VERSION, ago, checked, moving, overview, package, task
 
@@ -58,12 +59,18 @@ def runner(load, tmp_path, monkeypatch):
         "timeout": 30,
         "gather_job_timeout": 10,
         "kgraft.exceptions": str(exceptions),
+        "kgraft.page": "/srv/kgraft/fleet.html",
+        "event_return": "rawfile_json",
+        "rawfile_json.filename": str(tmp_path / "events.jsonl"),
+        "cachedir": str(tmp_path),
         "fun": "kgraft.x",
         "color": False,
     }
+    picture.keep(picture.fleet(tmp_path)[1], tmp_path / "events.jsonl")
     runner = load("_runners/kgraft.py", __opts__=opts)
     assert runner.VERSION == VERSION
     monkeypatch.setattr(runner.time, "time", lambda: NOW)
+    monkeypatch.setattr(runner.pages, "write", lambda path, text: None)
 
     def ask(target, tgt_type, calls, *_):
         answers, silent = fleet()
@@ -90,7 +97,7 @@ def commands():
 
 
 def test_there_is_something_to_test():
-    assert len(list(commands())) >= 2
+    assert len(list(commands())) >= 4
 
 
 @pytest.mark.parametrize(("command", "output", "code"), commands())

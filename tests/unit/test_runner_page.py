@@ -184,7 +184,7 @@ def test_history_tells_each_transition_and_what_was_refused(runner, kept):
     assert told["report"] == [
         "2026-11-23T02:10:00Z db1 kgraft_patch_2_2_1 apply: finished after 5 min",
         "2026-11-23T02:30:00Z web1 kgraft_patch_2_2_1 apply: may still run",
-        "2 transitions in 30 days, 0 of them stuck. 6 read, 1 repeated, 1 refused, 1 torn lines.",
+        "2 transitions in 30 days, 0 of them stuck. 6 lines read, 1 repeated, 1 refused, 1 torn.",
     ]
     assert told["lines"] == {"read": 6, "repeated": 1, "refused": 1, "torn": 1}
     assert [(one["machine"], one["started"], one["ended"]) for one in told["transitions"]] == [
