@@ -156,15 +156,19 @@ def labelled(png, text):
     return png[:end] + struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) + png[end:]
 
 
-def main():
-    with tempfile.TemporaryDirectory() as directory, browser() as chromium:
+def take(chromium):
+    """The picture, as the bytes of a PNG."""
+    with tempfile.TemporaryDirectory() as directory:
         page = write(Path(directory))
         tab = chromium.new_page(viewport={"width": 1200, "height": 860}, device_scale_factor=1.5)
         tab.clock.set_fixed_time(stamp(0))
         tab.goto(page.as_uri())
-        PICTURE.write_bytes(labelled(tab.screenshot(), digest(page)))
-    print(PICTURE)
+        png = labelled(tab.screenshot(), digest(page))
+        tab.close()
+    return png
 
 
 if __name__ == "__main__":
-    main()
+    with browser() as chromium:
+        PICTURE.write_bytes(take(chromium))
+    print(PICTURE)

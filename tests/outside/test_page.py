@@ -6,6 +6,8 @@ import time
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from lab import picture
+
 NOW = 1795399800  # 2026-11-23T02:10:00Z
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -227,3 +229,10 @@ def test_three_thousand_machines_weigh_less_than_two_megabytes(rooms, tmp_path):
     ]  # fmt: skip
     report = {"machines": machines, "counts": {"stuck": 3000}, "report": ["Not good."], "retcode": 4}
     assert len(page.html(report, "asked live", moves, 7, NOW).encode()) < 2_000_000
+
+
+def test_the_picture_in_the_manual_is_made_by_our_script_and_of_one_size(browser):
+    shown, made = picture.PICTURE.read_bytes(), picture.take(browser)
+    size = slice(16, 24)  # width and height
+    assert (made[:8], made[size]) == (shown[:8], shown[size])
+    assert made[made.index(b"tEXt") :] == shown[shown.index(b"tEXt") :], "of one and the same page"

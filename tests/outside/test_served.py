@@ -32,7 +32,8 @@ http {{
 @pytest.fixture
 def served(load):
     """A directory as the manual makes it, with a page in it that was written as the runner writes it."""
-    with tempfile.TemporaryDirectory() as name:
+    # where the user of a web server comes to, unlike the directory of the tests
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
         root = pathlib.Path(name)
         root.chmod(0o755)
         (root / "srv").mkdir()
