@@ -70,20 +70,21 @@ def _add(found, seen, machine, word, data):
     if when is None or not about["transition"]:
         return "refused"
     key, seconds = (machine, about["transition"], word, number), float(data.get("seconds") or 0)
+    why = " · ".join(held(data.get("tasks") or []))
     if not 0 <= seconds < 1e9:
         raise ValueError(seconds)
     if key in seen:
         return "repeated"
     seen.add(key)
     one = found.setdefault(key[:2], dict.fromkeys(Transition._fields, None))
-    one.update({name: value for name, value in about.items() if value}, machine=machine)
+    one.update({name: value for name, value in about.items() if value}, machine=fleets.line(machine, 100))
     if word == "started" or one["started"] is None:
         one["started"] = when - seconds
     one["last"] = max(one["last"] or when, when)
     if word == "stuck":
         one["times"] = (one["times"] or 0) + 1
         if seconds >= (one["stuck"] or 0):
-            one.update(stuck=seconds, why=" · ".join(held(data.get("tasks") or [])) or one["why"])
+            one.update(stuck=seconds, why=why or one["why"])
     if word == "finished":
         one.update(ended="finished", seconds=data["seconds"] and seconds)
     return "kept"
@@ -105,9 +106,9 @@ def held(tasks, names=False):
     """What blocks, in words; names of processes and users only where they are asked for."""
     counts = collections.Counter()
     for task in tasks[:20]:
-        unit = task["unit"] + ": " if task["unit"] else ""
-        who = f" ({task['name']} of {task['user']})" if names and "name" in task else ""
-        counts[fleets.line(unit + (task.get("why") or f"a task of kind {task['kind']}") + who)] += 1
+        who = f"{task['name']} of {task['user']}" if names and "name" in task else None
+        words = ", ".join(filter(None, [task["kind"], task["unit"], who]))
+        counts[fleets.line(f"{words}: {task['why']}" if task.get("why") else words)] += 1
     return [words if count == 1 else f"{words} ({count} tasks)" for words, count in counts.most_common(5)]
 
 

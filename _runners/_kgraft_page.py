@@ -152,8 +152,9 @@ PAGE = """<!doctype html>
 {#- #}<b>{{ count }}</b> <span>{{ name }}</span></button></li>
 {%- endfor %}
 </ul>
-<h2>Transitions <small>{% if history is none %}: {{ unkept }}{% else %}of the last {{ days }} day{{ 's' if days != 1 }};
- {{ history | length }} in <a href="#transitions">a table below</a>{% endif %}</small></h2>
+<h2>Transitions <small>{% if history is none %}{{ unkept }}{% else %}of the last {{ days }} day{{ 's' if days != 1 }}:
+ {{ history | length or 'none was heard of' }}
+{%- if history %}, all in <a href="#transitions">a table below</a>{% endif %}{% endif %}</small></h2>
 {%- if drawn %}
 <div class="wide" tabindex="0" role="region" aria-label="Timeline">
 <svg viewBox="0 0 {{ width }} {{ top + high * drawn | length }}" role="img" aria-labelledby="drawn-title drawn-text">

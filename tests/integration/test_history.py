@@ -128,7 +128,9 @@ def test_the_master_keeps_what_the_beacon_tells_and_the_history_reads_it(machine
     assert (one["patch"], one["direction"]) == ("kgraft_patch_2_2_1", "apply")
     assert one["times"] >= 2
     assert 3 <= one["stuck"] <= one["seconds"] < 120
-    assert one["why"] == "nfs.service: This kernel thread has not come to a safe place, and no signal reaches it."
+    assert (
+        one["why"] == "kernel, nfs.service: This kernel thread has not come to a safe place, and no signal reaches it."
+    )
     assert (told["lines"]["refused"], told["lines"]["torn"]) == (0, 0)
     kept = {json.loads(line)["tag"].rpartition("/")[0] for line in events.read_text().splitlines()}
     assert kept == {f"salt/beacon/{minion.id}/kgraft"}, "the bus has more, and none of it is kept"

@@ -25,7 +25,7 @@ def test_it_shows_what_the_page_is_for(tmp_path):
     for words in (
         "NFS 4 keeps this thread parked",
         "▲ stuck, 3 h 9 min so far",
-        "falcon-sensor.service: A program of eBPF",
+        "user, falcon-sensor.service: A program of eBPF",
     ):
         assert words in text
 

@@ -152,6 +152,9 @@ TORN = [
     event("finished", 3, seconds=[1]).encode() + b"\n",
     event("finished", 3, seconds=float("nan")).encode() + b"\n",
     event("finished", 3, seconds=-1e9).encode() + b"\n",
+    event("finished", 3, tasks=7).encode() + b"\n",
+    event("finished", 3, tasks=[7]).encode() + b"\n",
+    event("stuck", 3, times=[1]).encode() + b"\n",
 ]
 
 
@@ -184,6 +187,11 @@ def test_values_are_one_line_that_can_be_printed(read):
     (one,), _ = read(event("started", 0, patch="\x1b[31mred\nline" + "x" * 1000, direction={"a": 1}))
     assert one.patch.isprintable() and len(one.patch) <= 100
     assert isinstance(one.direction, str)
+
+
+def test_so_is_the_name_of_a_machine(read):
+    (one,), _ = read(event("started", 0, "\x1b[2J" + "x" * 1000))
+    assert one.machine.isprintable() and len(one.machine) <= 100
 
 
 def test_rotated_files_are_read_with_it(history, tmp_path):
@@ -220,15 +228,17 @@ def test_the_last_that_was_told_of_who_blocks_is_kept_and_names_nobody(history, 
     task = {"name": "secret", "user": "alice", "kind": "user", "unit": "x.service", "why": "It sleeps.", "pid": 7}
     early = event("stuck", 2, tasks=[{**task, "why": "It ran."}])
     (one,), _ = read(event("stuck", 62, times=2, seconds=3720, tasks=[task, task, {**task, "unit": None}]), early)
-    assert (one.times, one.why) == (2, "x.service: It sleeps. (2 tasks) · It sleeps.")
-    assert history.line(one).endswith("stuck for 1 h 2 min and more (x.service: It sleeps. (2 tasks) · It sleeps.)")
+    assert (one.times, one.why) == (2, "user, x.service: It sleeps. (2 tasks) · user: It sleeps.")
+    assert history.line(one).endswith(
+        "stuck for 1 h 2 min and more (user, x.service: It sleeps. (2 tasks) · user: It sleeps.)"
+    )
     assert "secret" not in str(one) and "alice" not in str(one)
 
 
 def test_names_are_told_to_whom_asks_for_them(history):
     task = {"name": "nfsd\n", "user": "root", "kind": "kernel", "unit": None, "why": None}
-    assert history.held([task]) == ["a task of kind kernel"]
-    assert history.held([task], names=True) == ["a task of kind kernel (nfsd of root)"]
+    assert history.held([task]) == ["kernel"]
+    assert history.held([task], names=True) == ["kernel, nfsd of root"]
 
 
 SPANS = [(0, "0 s"), (119.4, "119 s"), (120, "2 min"), (3600, "1 h"), (7500, "2 h 5 min"), (100 * 3600, "4 d 4 h")]

@@ -127,9 +127,21 @@ def test_processes_and_users_are_named_only_where_they_are_asked_for(runner, nam
     runner.answers = {"db1": moving(60, HELD), "db2": moving(8000, HELD, HELD, task("user"))}
     page = rows(runner.page(names=named)["path"])
     assert runner.asked == [{"kgraft.overview": ((), {"names": True} if named else {})}]
-    words = "nfs.service: It is parked." + (" (nfsd of root)" if named else "")
+    words = f"kernel, nfs.service{', nfsd of root' if named else ''}: It is parked."
     assert page["db1"][:3] == ["in transition", words, "2026-11-23 11:59"]
-    assert page["db2"][:2] == ["stuck", f"{words} (2 tasks) · a task of kind user"]
+    assert page["db2"][:2] == ["stuck", f"{words} (2 tasks) · user"]
+
+
+def test_it_knows_every_class_of_the_report(runner):
+    assert set(runner.pages.LOOKS) == set(runner.reports.CLASSES)
+
+
+def test_nothing_that_was_heard_of_is_said_and_has_no_dead_link(runner, kept):
+    kept.write_text("")
+    with open(runner.page()["path"], encoding="utf-8") as file:
+        text = file.read()
+    assert re.search(r"of the last 7 days:\s+none was heard of<", text)
+    assert "#transitions" not in text
 
 
 @pytest.mark.parametrize("answer", HOSTILE)
