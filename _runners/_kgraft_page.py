@@ -28,6 +28,7 @@ LOOKS = {
 HEADS = ("Machine", "State", "Why", "Since", "Runs", "Kernel", "Last answer", "Support ends")
 DRAWN = 24  # machines of the timeline: all of them are in the table at the end
 WIDTH, WORDS, LEFT, HIGH, TOP = 1000, 150, 330, 20, 22  # of the timeline, and where its words and its bars begin
+MOVING = {"apply": "applying", "revert": "reverting", None: "in transition"}
 STEPS = (60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 28 * 86400)  # between two ticks
 
 STYLE = r"""
@@ -232,10 +233,11 @@ PAGE = """<!doctype html>
 
 
 def moving(told, names):
-    """Since when a transition runs and what blocks, by an answer to ``kgraft.overview`` that may be anything."""
+    """What a transition does, since when, and what blocks, by an answer to ``kgraft.overview`` that may be anything."""
     try:
         tasks = (told["blocking"] or {"tasks": []})["tasks"]
-        return {"since": told["since"], "held": histories.held(tasks, names)}
+        patch = f"{told['running'] or '?'}, {MOVING[told['direction']]}"  # the newest that is active may not be in
+        return {"since": told["since"], "held": histories.held(tasks, names), "running": fleets.line(patch, 60)}
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return {}
 

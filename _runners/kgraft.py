@@ -19,9 +19,11 @@ code  meaning
 
 At the prompt, that is all that is shown; ``--out=json`` and everybody else gets the data as well.
 
-Master option
+Master options
     ``kgraft.exceptions``: a YAML file, ``machine: {reason, by, until}``, all three required. What is known of a machine
     until that day, inclusive, is counted as *excepted* and makes no exit code.
+
+    ``kgraft.page``: where :py:func:`page` writes.
 """
 
 import fnmatch

@@ -167,7 +167,7 @@ def test_what_logrotate_turned_is_read_with_the_rest(machine, place, history):
     config.write_text(example("logrotate", place))
     before = [one["transition"] for one in transitions(history(), minion)]
     os.chmod(config, 0o644)
-    rotate = [program("logrotate", "usr/sbin/logrotate"), "--force", "--state", place / "state", config]
+    rotate = [program("usr/sbin/logrotate", "logrotate"), "--force", "--state", place / "state", config]
     done = subprocess.run(rotate, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     [turned] = (place / "logs").glob("events.jsonl?*")

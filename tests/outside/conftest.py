@@ -13,7 +13,7 @@ from tests.support.debian_programs import program
 
 @pytest.fixture(scope="session")
 def promtool():
-    return program("prometheus", "usr/bin/promtool")
+    return program("usr/bin/promtool", "promtool", "prometheus")  # in trixie a package of its own
 
 
 @pytest.fixture(scope="session")

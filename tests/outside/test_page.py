@@ -104,6 +104,26 @@ def test_what_machines_say_is_text(page, fleet):
     assert page.locator("main img, main script, main svg svg, [onload], [onerror], [style]").count() == 0
 
 
+def test_the_policy_lets_nothing_run_but_ours(browser, page_file, tmp_path):
+    """As if a value had come through unescaped."""
+    bad = "<script>document.title = 1</script><img src=x onerror='document.title = 2'><p id=p style='color: red'>x</p>"
+    bad += (
+        "<style>#p {color: red}</style><svg onload='document.title = 3'></svg><iframe src='data:text/html,x'></iframe>"
+    )
+    (tmp_path / "bent.html").write_text(page_file.read_text("utf-8").replace("</main>", bad + "</main>"), "utf-8")
+    page = browser.new_page()
+    refused = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto((tmp_path / "bent.html").as_uri())
+    assert page.title() == "Live patching"
+    assert page.locator("#p").evaluate("p => getComputedStyle(p).color") != "rgb(255, 0, 0)"
+    assert page.locator("#left").inner_text() != "", "ours ran"
+    words = "\n".join(refused)
+    for what in ("inline script", "inline event handler", "inline style", "frame-src"):
+        assert what in words, words
+    page.close()
+
+
 def test_counts_filter_and_say_that_they_do(page):
     stuck = page.get_by_role("button", name=re.compile("stuck"))
     stuck.click()

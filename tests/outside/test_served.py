@@ -62,7 +62,7 @@ def ask(served, repo):
     (served / "kgraft.conf").write_text(text)
     user = "user www-data;" if getpass.getuser() == "root" else ""
     (served / "nginx.conf").write_text(MAIN.format(root=served, user=user))
-    command = [program("nginx", "usr/sbin/nginx"), "-e", "stderr", "-p", served, "-c", served / "nginx.conf"]
+    command = [program("usr/sbin/nginx", "nginx"), "-e", "stderr", "-p", served, "-c", served / "nginx.conf"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
 
         def answer(password=None):

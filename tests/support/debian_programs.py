@@ -1,6 +1,7 @@
 """Programs of Debian packages, unpacked in the cache: an installed one may start a daemon."""
 
 import os
+import re
 import subprocess
 
 from tests.kernel import debian
@@ -8,8 +9,10 @@ from tests.kernel import debian
 ROOT = debian.CACHE.parent / "outside"
 
 
-def program(package, path):
-    """The program ``path`` of this package, as it is in Debian now."""
+def program(path, *packages):
+    """The program at ``path``, of the first of these packages that this Debian has."""
+    policies = ((package, debian.run("apt-cache", "policy", package, timeout=60)) for package in packages)
+    package = next(package for package, policy in policies if re.search(r"Candidate: [^(]", policy))
     with debian.locked():
         found = ROOT / f"{package}-{debian.version(package)}" / path
         if not found.exists():

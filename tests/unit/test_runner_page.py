@@ -128,7 +128,7 @@ def test_processes_and_users_are_named_only_where_they_are_asked_for(runner, nam
     page = rows(runner.page(names=named)["path"])
     assert runner.asked == [{"kgraft.overview": ((), {"names": True} if named else {})}]
     words = f"kernel, nfs.service{', nfsd of root' if named else ''}: It is parked."
-    assert page["db1"][:3] == ["in transition", words, "2026-11-23 11:59"]
+    assert page["db1"][:4] == ["in transition", words, "2026-11-23 11:59", "9-2.2, applying"]
     assert page["db2"][:2] == ["stuck", f"{words} (2 tasks) · user"]
 
 
@@ -155,7 +155,8 @@ BENT = [
     {"blocking": {"tasks": 7}}, {"blocking": {"tasks": [7]}}, {"blocking": {}}, {"blocking": 7}, {"since": [1]},
     {"blocking": {"tasks": [{"kind": None, "unit": {"a": 1}, "why": None}]}}, {"observed": {}}, {"boot_id": ["x"]},
     {"blocking": {"tasks": [{"kind": "x" * 10**6, "unit": "\x1b[2J", "why": "\u2028<script>" * 1000, "name": 5}]}},
-    {"kernelrelease": "<b>"}, {"supported_until": {"<i>": 1}}, {"running": None},
+    {"kernelrelease": "<b>"}, {"direction": "<b>"}, {"direction": ["x"]},
+    {"supported_until": {"<i>": 1}}, {"running": None},
 ]
 # fmt: on
 
