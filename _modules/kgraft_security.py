@@ -28,6 +28,11 @@ _LOG = re.compile(
     r"|kgr: (applying|reverting) patch '([^']+)'|(kgr: patching succeeded|kgr succeeded))$",
     re.MULTILINE,
 )
+_FORCED = re.compile(
+    r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? (?:livepatch: forcing remaining tasks to the (?:un)?patched state"
+    r"|kgr: all processes marked as migrated on admin's request)$",
+    re.MULTILINE,
+)
 # All that may take long about the support window: rpm, and regular expressions
 _LIFECYCLE_SECONDS = 30
 
@@ -373,6 +378,7 @@ def reboot(must=None, timeout=300):
               newer kernel, too
             * a live patch was reverted and no other one replaced it, or the kernel is marked as unsupported and no
               loaded module accounts for that: SUSE's kernels do so when a live patch is reverted
+            * a transition was forced, by the kernel's log of this boot, as far back as that reaches
         ``unknown``
             none of these, and something could not be told: which kernel comes (see below), a changelog, an update, how
             severe a CVE is, what a loaded patch fixes, or zypper is at work
@@ -395,8 +401,7 @@ def reboot(must=None, timeout=300):
     Which kernel comes is told of GRUB 2 alone (``LOADER_TYPE`` in ``/etc/sysconfig/bootloader``), where its default is
     the first entry of ``/boot/grub2/grub.cfg``: by number, title or id, written there or saved in ``grubenv``. It is
     not told if there is an entry for one boot (GRUB's, the firmware's, a kernel loaded for kexec), where the next boot
-    takes another subvolume of Btrfs (a rollback of snapper's), or on a read-only root. Not seen is that a transition
-    was forced: what the kernel tells of it is in its log.
+    takes another subvolume of Btrfs (a rollback of snapper's), or on a read-only root.
 
     Raises ``CommandExecutionError`` if the kernel cannot be looked at; ``SaltInvocationError`` for a ``must`` that is
     empty or has something else than CVE numbers, or for a ``timeout`` that cannot be.
@@ -425,6 +430,7 @@ def reboot(must=None, timeout=300):
     doubts += _sentences(unread)
     needed += ask("What was reverted", [], boot.reverted, __salt__["kgraft.patches"]() if status["abi"] else {})
     needed += ask("Whether the kernel is marked as unsupported", [], boot.unsupported)
+    needed += ask("Whether a transition was forced", [], _forced, packages) if status["abi"] else []
     coming = ask("Which kernel the next boot brings", None, boot.next_kernel, packages)
     uncovered, below = ([], 0) if coming == running else (None, None)
     if coming not in (None, running):
@@ -512,17 +518,28 @@ def _installed_at(packages, package):
     return [(version, int(when)) for version, when in map(str.split, lines)], {}
 
 
+def _kernel_log(packages):
+    command = packages.run("dmesg")
+    if command["retcode"]:
+        raise CommandExecutionError(zypper.reason(command))
+    return command["stdout"]
+
+
+def _forced(packages):
+    """The log is that of /."""
+    forced = not zypper.root() and _FORCED.search(_kernel_log(packages))
+    return ["A transition was forced, as the kernel's log says"] * bool(forced)
+
+
 def _transitions(packages):
     """The patches of which a transition to them ended, each with the time, by the kernel's log of this boot."""
     if zypper.root():
         return [], {"the kernel's log": "it is that of /, not of kgraft.root"}
-    command = packages.run("dmesg")
-    if command["retcode"]:
-        raise CommandExecutionError(zypper.reason(command))
+    log = _kernel_log(packages)
     with open("/proc/stat", encoding="ascii") as stat:
         boot_time = int(re.search(r"^btime (\d+)$", stat.read(), re.MULTILINE).group(1))
     found, applying = [], None
-    for seconds, applied, verb, begun, ended in _LOG.findall(command["stdout"]):
+    for seconds, applied, verb, begun, ended in _LOG.findall(log):
         applying = begun if verb == "applying" else None if verb else applying
         settled = applied or (applying if ended else None)
         found += [(settled.replace("-", "_"), boot_time + int(seconds))] if settled else []

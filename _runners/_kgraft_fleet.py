@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import re
 import sys
+import time
 
 import salt.utils.files
 import salt.utils.yaml
@@ -119,6 +120,11 @@ def moment(text):
         return told.replace(tzinfo=datetime.timezone.utc).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def stamp(seconds):
+    """The other way round."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def names(machines, most=10):

@@ -17,7 +17,8 @@ CLASSES = {
     "doubtful": 2, "unavailable": 2, "without packages": 2, "not synced": 2, "failed": 2, "no answer": 3, "excepted": 0,
 }
 # fmt: on
-SHOUTED = ("end of support past", "unpatched", "stuck", "failed")
+SHOUTED = ("end of support past", "unpatched", "stuck", "failed", "open")
+QUIET = ("settled", "fixed by a live patch", "fixed by the kernel", "not affected")
 VERDICTS = (  # by urgency
     (4, "Not good: some machines are stuck."),
     (2, "Not good: not all machines are patched."),
@@ -136,36 +137,50 @@ def machines(fleet, judge, version, stuck_after, now, granted, ended):
             if why is None:
                 name, why = "not synced", "kgraft is not loaded there: run saltutil.sync_all"
         found[machine] = dict(about, **{"class": name, "why": fleets.line(why)})
+    return grant(found, granted, ended)
+
+
+def grant(found, granted, ended, classes=CLASSES):
+    """Except those of whom it is known, unless that has ended."""
     for machine in set(found) & set(granted):
         about, entry = found[machine], granted[machine]
-        if CLASSES[about["class"]] and machine in ended:
+        if classes[about["class"]] and machine in ended:
             about["why"] += f"; its exception ended on {entry['until']}"
-        elif CLASSES[about["class"]]:
+        elif classes[about["class"]]:
             words = fleets.line(f"{entry['reason']}, until {entry['until']} ({entry['by']})")
             about.update({"class": "excepted", "instead_of": about["class"], "why": words})
     return found
 
 
-def tell(found, asked, allowed=0):
-    """Return ``{retcode, report, asked, counts, machines}``; ``asked`` is None where not all of them are known."""
-    of = {name: [machine for machine in found if found[machine]["class"] == name] for name in CLASSES}
-    lines = []
+def table(found, classes=CLASSES):
+    """Return the lines that tell of these machines, and ``{class: number}``."""
+    of = {name: [machine for machine in found if found[machine]["class"] == name] for name in classes}
+    lines, width = [], max(19, *map(len, classes))
     for name, ids in of.items():
         groups = collections.Counter(found[machine]["why"] for machine in ids).most_common()
         words = [why if len(groups) == 1 else f"{fleets.line(why, 80)}: {count}" for why, count in groups[:4]]
         words += [f"{len(groups) - 4} more reasons"] if len(groups) > 4 else []
         words = [" · ".join(words)] if sum(map(len, words)) < 90 else words
-        words += [fleets.names(ids)] if name != "settled" else []
+        words += [fleets.names(ids)] if name not in QUIET else []
         label = name.upper() if name in SHOUTED else name
-        lines += [f"{len(ids):>4} {label:<19} {words[0]}", *(" " * 25 + each for each in words[1:])] if ids else []
-    dates = [found[machine]["as_of"] for machine in of["settled"] if found[machine].get("as_of")]
-    lines += ["{:>4} asked{}".format(len(found), f"; the oldest list of packages is of {min(dates)}" if dates else "")]
-    codes = {CLASSES[name] for name in of if of[name] and (name != "no answer" or len(of[name]) > allowed)}
-    code, words = next(row for row in VERDICTS if row[0] in codes | ({3} if asked is None else {0}))
-    if asked is None:
-        words += " Below syndics it is not known who was asked: give expected."
-    elif not code and of["no answer"]:
-        words += f" {len(of['no answer'])} gave no answer, which is allowed."
-    counts = {name: len(ids) for name, ids in of.items() if ids}
+        indent = " " * (width + 6)
+        lines += [f"{len(ids):>4} {label:<{width}} {words[0]}", *(indent + each for each in words[1:])] if ids else []
+    return lines, {name: len(ids) for name, ids in of.items() if ids}
+
+
+def verdict(codes, asked, verdicts=VERDICTS):
+    """The most urgent exit code, and what it means; ``asked`` is None where not all who were asked are known."""
+    code, words = next(row for row in verdicts if row[0] in codes | ({3} if asked is None else {0}))
+    return code, words + (" Below syndics it is not known who was asked: give expected." if asked is None else "")
+
+
+def tell(found, asked, allowed=0):
+    """Return ``{retcode, report, asked, counts, machines}``."""
+    lines, counts = table(found)
+    told = [about["as_of"] for about in found.values() if about["class"] == "settled" and about.get("as_of")]
+    lines += ["{:>4} asked{}".format(len(found), f"; the oldest list of packages is of {min(told)}" if told else "")]
+    silent = counts.get("no answer", 0)
+    code, words = verdict({CLASSES[name] for name in counts if name != "no answer" or silent > allowed}, asked)
+    words += f" {silent} gave no answer, which is allowed." if silent and not code else ""
     asked = None if asked is None else len(found)
     return {"retcode": code, "report": [*lines, words], "asked": asked, "counts": counts, "machines": found}

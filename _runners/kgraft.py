@@ -23,6 +23,15 @@ Master options
     ``kgraft.exceptions``: a YAML file, ``machine: {reason, by, until}``, all three required. What is known of a machine
     until that day, inclusive, is counted as *excepted* and makes no exit code.
 
+    ``kgraft.evidence``: the directory of the files of evidence. Default: ``kgraft/evidence`` below the master's
+    ``cachedir``
+
+    ``kgraft.evidence_key``: a private key of SSH, without a passphrase or held by an agent, that signs them. Default:
+    none, and they are not signed
+
+    ``kgraft.evidence_signers``: who may have signed them, a file as ``ssh-keygen(1)`` has it under "ALLOWED SIGNERS".
+    Default: none, and signatures are not checked
+
     ``kgraft.page``: where :py:func:`page` writes.
 """
 
@@ -36,6 +45,7 @@ import time
 
 import salt.client
 import salt.utils.minions
+import salt.version
 
 __virtualname__ = "kgraft"
 
@@ -57,6 +67,8 @@ def _room(name, **others):
 
 fleets = _room("fleet")
 reports = _room("report", fleets=fleets)
+matrices = _room("matrix", fleets=fleets, reports=reports)
+evidences = _room("evidence", fleets=fleets, reports=reports)
 histories = _room("history", fleets=fleets)
 pages = _room("page", fleets=fleets, histories=histories)
 
@@ -252,6 +264,236 @@ def verify(
 
 
 @_answered
+def cves(
+    *cves,
+    target="*",
+    tgt_type="glob",
+    not_affected=None,
+    csv=None,
+    expected=None,
+    timeout=None,
+    gather_job_timeout=None,
+):
+    """
+    Say of each CVE and each machine whether the kernel that runs there has the fix.
+
+    cves
+        One or more CVE numbers, such as ``CVE-2016-5195``; or several with commas
+    target
+        Whom to ask, as with ``salt``. Default: ``*``
+    tgt_type
+        What ``target`` is: ``glob``, ``list``, ``grain``, ``compound``, … Default: ``glob``
+    not_affected
+        A list of kernel releases (as ``uname -r`` says them, ``*`` allowed) that never had these bugs, by your word.
+        Default: None
+    csv
+        A file to write as well (at the prompt only), with the columns machine, cve, state, detail. Text that a
+        spreadsheet would take for a formula gets an apostrophe in front. Default: None
+    expected
+        As in :py:func:`report`. Default: None
+    timeout
+        As in the master's configuration. Default: from there
+    gather_job_timeout
+        As in the master's configuration. Default: from there
+
+    Each machine is of one state for each CVE, by its answer to ``kgraft_security.cves``, with the detail in brackets:
+
+    ``fixed by a live patch`` (which), ``fixed by the kernel`` (which)
+        it runs, and every task does
+    ``not affected`` (by ``not_affected``)
+        that kernel is not fixed otherwise
+    ``settling`` (the patch), ``installed, not loaded`` (the package)
+        not yet
+    ``open`` (what brings it)
+        a live patch that fixes it is in a repository
+    ``elsewhere`` (the update)
+        only an update of something else fixes it: live patching does not help
+    ``nobody names it``
+        this kernel may have never had it, or no fix is out; that is no good answer
+    ``unread`` (what)
+        nobody who could be read names it
+    ``no answer``, ``excepted``
+        as in :py:func:`report`
+
+    Returns a dict: ``retcode`` and ``report``, see above, 0 where all are fixed, not affected or excepted; ``asked``,
+    as in :py:func:`report`; ``counts``, ``{CVE: {state: number}}``; ``cves``, ``{CVE: {id: {class, why}}}``, and
+    ``instead_of`` where a machine is excepted.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.cves CVE-2016-5195 CVE-2017-1000364
+        salt-run kgraft.cves CVE-2016-5195 target='db*' not_affected='[4.4.180-*]' csv=/root/fixes.csv
+    """
+    wanted = matrices.numbers(cves)
+    never = _list("not_affected", not_affected)
+    if csv is not None and (not isinstance(csv, str) or not _typed()):
+        raise ValueError(f"csv={csv!r}: must be the path of a file, and is written at the prompt only")
+    calls = {"kgraft_security.cves": (wanted, {}), "kgraft.status": ((), {})}
+    fleet = _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected)
+    found = matrices.matrix(fleet, wanted, never, *_exceptions(time.time()))
+    told = matrices.tell(found, fleet.asked)
+    if csv:
+        try:
+            with open(csv, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o640)) as file:
+                file.write(matrices.table(found))
+        except OSError as err:
+            raise ValueError(f"csv: cannot write {csv}: {err}") from err
+        told["report"].insert(-1, f"Written: {csv}")
+    return told
+
+
+@_answered
+def evidence(
+    target="*",
+    tgt_type="glob",
+    cves=None,
+    not_affected=None,
+    names=False,
+    expected=None,
+    timeout=None,
+    gather_job_timeout=None,
+):
+    """
+    Write down for an auditor where the fleet stands: one more file of evidence, which holds the SHA-256 of the one
+    before it.
+
+    target
+        Whom to ask, as with ``salt``. Default: ``*``
+    tgt_type
+        What ``target`` is: ``glob``, ``list``, ``grain``, ``compound``, … Default: ``glob``
+    cves
+        A list of CVE numbers to ask for as well, as in :py:func:`cves`. Default: None
+    not_affected
+        As in :py:func:`cves`. Default: None
+    names
+        Also write down the names and users of processes that block a transition. Default: False
+    expected
+        As in :py:func:`report`. Default: None
+    timeout
+        As in the master's configuration. Default: from there
+    gather_job_timeout
+        As in the master's configuration. Default: from there
+
+    The file ``kgraft-evidence-NNNNNN.json``, mode 0640, is one line of JSON in UTF-8 with sorted keys:
+
+    ``format``, ``number``, ``previous``
+        1; the file's number; ``{file, sha256}`` of the one before it, null for the first
+    ``asked``
+        ``{at, by, on, target, tgt_type, expected, cves, not_affected, version, salt}``: when, by which user, on which
+        master, whom and for what, by which version of this runner and of Salt
+    ``machines``
+        ``{id: {…}}`` of those that answered: ``class`` and ``why``, as :py:func:`report` says with its defaults, and
+        ``instead_of`` for one that is excepted; what ``kgraft.overview`` says of it, but the names of tasks;
+        ``identity``, some of its grains; ``patches``, ``{module: {state, version, released, installed, settled,
+        settled_by, days}}``, the days from the release to the end of the transition; ``fixes``, as
+        ``kgraft_security.fixes`` says; ``cves``, as :py:func:`cves` says; ``probes``, as ``kgraft_probe.last`` says;
+        ``unread``, what could not be asked
+    ``no_answer``
+        ``{id: why}`` of all others that were asked or expected
+    ``exceptions``
+        ``{id: {reason, by, until}}`` of any of these machines, ended or not
+
+    Times are UTC, such as ``2026-11-23T02:10:00Z``; what is not known is null.
+
+    Returns a dict: ``retcode``, as of :py:func:`report` and :py:func:`cves` together, and ``report``; ``asked``,
+    ``counts``, as in :py:func:`report`; ``file``, ``sha256``, ``signed``. If the file cannot be written, or not be
+    signed though there is a key, there is none, and ``retcode`` is 5.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.evidence cves='[CVE-2016-5195]' expected=@/etc/inventory/linux
+    """
+    wanted = matrices.numbers(_list("cves", cves)) if cves else []
+    never = _list("not_affected", not_affected)
+    if not isinstance(names, bool):
+        raise ValueError(f"names={names!r}: must be True or False")
+    functions = (
+        "kgraft.patches",
+        "kgraft.status",
+        "kgraft_probe.last",
+        "kgraft_security.dates",
+        "kgraft_security.fixes",
+    )
+    calls = {
+        OVERVIEW: ((), {"names": names}),
+        "grains.item": (evidences.GRAINS, {}),
+        **dict.fromkeys(functions, ((), {})),
+    }
+    calls.update({"kgraft_security.cves": (wanted, {})} if wanted else {})
+    now = time.time()
+    asked = {"at": fleets.stamp(now), "by": globals().get("__user__"), "on": __opts__["id"], "target": target}
+    asked.update(tgt_type=tgt_type, expected=expected, cves=wanted, not_affected=never)
+    asked.update(version=VERSION, salt=salt.version.__version__)
+    fleet = _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected)
+    exceptions, limits = _exceptions(now), reports.Limits(7200, DAY, 30)
+    found = _found(fleet, lambda _, told: reports.by_packages(told, limits, now))
+    matrix = matrices.matrix(fleet, wanted, never, *exceptions)
+    told = reports.tell(found, fleet.asked)
+    of_cves = matrices.tell(matrix, fleet.asked) if wanted else told
+    code, words = reports.verdict({told["retcode"], of_cves["retcode"]}, fleet.asked)
+    kept = {
+        "asked": evidences.plain(asked),
+        "machines": evidences.records(fleet.answers, found, matrix, {}),
+        "no_answer": fleet.silent,
+        "exceptions": {machine: entry for machine, entry in exceptions[0].items() if machine in found},
+    }
+    key = __opts__.get("kgraft.evidence_key")
+    try:
+        path, digest = evidences.save(_evidence(), kept, key)
+    except OSError as err:
+        raise ValueError(f"The evidence could not be written: {err}") from err
+    lines = told["report"][:-1] + (of_cves["report"][:-2] if wanted else [])
+    lines += [f"Written{' and signed' if key else ''}: {path}", f"SHA-256: {digest}", words]
+    about = {"file": path, "sha256": digest, "signed": bool(key)}
+    return {"retcode": code, "report": lines, "asked": told["asked"], "counts": told["counts"], **about}
+
+
+def _evidence():
+    return __opts__.get("kgraft.evidence") or os.path.join(__opts__["cachedir"], "kgraft", "evidence")
+
+
+@_answered
+def evidence_chain():
+    """
+    Check the files of evidence: that none is missing between others, that each holds the SHA-256 of the one before it,
+    and, with the option ``kgraft.evidence_signers``, that each signature is good and the newest file has one. It stands
+    for all files before it, of which older ones may have none.
+
+    Nobody can tell here whether the *newest* files were taken away: compare the number and the SHA-256 that are told
+    with what the auditor noted last.
+
+    Returns a dict: ``retcode``, 0 if all is well, 2 if not, 5 if there is none; ``report``; ``files``, how many;
+    ``newest``, ``{file, sha256}``; ``broken``, ``{file, why}`` of the first that is not as it was written, else None.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.evidence_chain
+    """
+    signers = __opts__.get("kgraft.evidence_signers")
+    try:
+        found = evidences.files(_evidence())
+        paths = list(found.values())
+        newest = {"file": os.path.basename(paths[-1]), "sha256": evidences.sha256(paths[-1])}
+    except (OSError, IndexError) as err:
+        raise ValueError(f"{_evidence()}: no file of evidence can be read there: {err}") from err
+    broken = evidences.broken(found, signers)
+    lines = [f"{len(found)} files in {_evidence()}", f"newest: {newest['file']}, SHA-256 {newest['sha256']}"]
+    if min(found) > 1:
+        lines += [f"They begin with number {min(found)}: what came before it is not here."]
+    if not signers:
+        lines += ["Signatures are not checked: kgraft.evidence_signers is not set."]
+    lines += ["Broken: {}: {}".format(*broken) if broken else "Good: each file is as it was written."]
+    told = {"files": len(found), "newest": newest, "broken": broken and dict(zip(("file", "why"), broken))}
+    return {"retcode": 2 if broken else 0, "report": lines, **told}
+
+
+@_answered
 def history(machines="*", days=30):
     """
     Tell the transitions of live patches that the beacon ``kgraft`` told of: when each began, how long it took, whether
@@ -281,11 +523,11 @@ def history(machines="*", days=30):
     """
     transitions, lines = _history(_number("days", days))
     transitions = [one for one in transitions if fnmatch.fnmatch(one.machine, str(machines))]
-    told = [f"{_stamp(one.started)} {histories.line(one)}" for one in transitions[-50:]]
+    told = [f"{fleets.stamp(one.started)} {histories.line(one)}" for one in transitions[-50:]]
     told += [f"The newest 50 of {len(transitions)}; --out=json has all."] if len(transitions) > 50 else []
     stuck = sum(one.stuck is not None for one in transitions)
     told += [f"{len(transitions)} transitions in {days} days, {stuck} of them stuck. {histories.counted(lines)}"]
-    data = [dict(one._asdict(), started=_stamp(one.started), last=_stamp(one.last)) for one in transitions]
+    data = [dict(one._asdict(), started=fleets.stamp(one.started), last=fleets.stamp(one.last)) for one in transitions]
     return {"retcode": 0, "report": told, "transitions": data, "lines": lines}
 
 
@@ -295,10 +537,6 @@ def _history(days):
         raise ValueError("No history is kept: event_return of this master has no rawfile_json.")
     path = __opts__.get("rawfile_json.filename", "/var/log/salt/events")
     return histories.read(histories.files(path), time.time() - days * DAY)
-
-
-def _stamp(when):
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
 
 
 @_answered
@@ -426,9 +664,13 @@ def _accepted(target="*", tgt_type="glob"):
 
 
 def _found(fleet, judge, stuck_after=7200):
-    now, path = time.time(), __opts__.get("kgraft.exceptions")
-    exceptions = fleets.exceptions(path, now) if path else ({}, ())
-    return reports.machines(fleet, judge, VERSION, stuck_after, now, *exceptions)
+    now = time.time()
+    return reports.machines(fleet, judge, VERSION, stuck_after, now, *_exceptions(now))
+
+
+def _exceptions(now):
+    path = __opts__.get("kgraft.exceptions")
+    return fleets.exceptions(path, now) if path else ({}, ())
 
 
 # Arguments
@@ -450,6 +692,10 @@ def _names(argument, value):
                 value = [line for line in file if not line.startswith("#")]
         except (OSError, UnicodeDecodeError) as err:
             raise ValueError(f"{argument}: cannot read {value[1:]}: {err}") from err
+    return _list(argument, value)
+
+
+def _list(argument, value):
     value = value.split(",") if isinstance(value, str) else value or []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{argument}={value!r}: must be a list of names")

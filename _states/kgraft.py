@@ -38,6 +38,7 @@ SLICE = 15.0
 NEXT_CHECK = 5.0
 
 NOT_KNOWN = "not known before"
+AGAIN = f"The repositories would be read again first, and what they then offer is {NOT_KNOWN}."
 NOT_OFFERED = "No enabled repository offers live patches: enable one (a channel, a mirror), or write register: True."
 NEVER = "/etc/sysconfig/livepatching says LIVEPATCH_KERNEL=never"
 
@@ -520,7 +521,7 @@ def _promise(run, told, steps, options, loads):
     if not loads:
         said.append(f"It would not be loaded: {NEVER}." if steps else _never(told))
     if loads and options.refresh and (told["stale"] or told["unread"]):
-        said.append(f"The repositories would be read again first, and what they then offer is {NOT_KNOWN}.")
+        said.append(AGAIN)
         return None, _comment(dict(told, doubt=None), *said), changes
     if told["verdict"] == "refused" or told["doubt"] or not loads:
         return False, _comment(told, *said), changes
@@ -614,11 +615,12 @@ def _activate(run, packages, register, refresh, subscription):
     facts, test, said, products = dict(base, repositories=offers["offering"]), __opts__["test"], [], []
     run.before = looks.Look(None, None, None, dict(facts))
     run.look = lambda: looks.Look(None, None, None, _provisions(run, packages, products))
-    if not offers["offering"] and refresh and not test:
-        offers = __salt__["kgraft_pkg.repositories"](refresh=True, timeout=run.left())
+    if not offers["offering"] and refresh:
+        said += [AGAIN] if test else []
+        offers = offers if test else __salt__["kgraft_pkg.repositories"](refresh=True, timeout=run.left())
     if not offers["offering"]:
         if not register:
-            return False, tasks.lines(NOT_OFFERED, offers["unread"]), {}
+            return None if said else False, tasks.lines(" ".join([*said, NOT_OFFERED]), offers["unread"]), {}
         told = _register(run, products, subscription)
         if told["changed"]:
             said.append("{} {} registered.".format(told["product"], "would be" if test else "was"))

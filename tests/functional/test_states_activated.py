@@ -81,10 +81,11 @@ def test_a_package_that_nobody_has_is_a_failure_that_names_it_and_leaves_the_res
 
 def test_a_machine_that_is_offered_nothing_is_not_registered_unasked(customer_center, activated):
     for test in (True, False):
-        refused = activated(test=test)
+        refused = activated(test=test, refresh=False)
         assert refused.result is False
         assert refused.changes == {}
         assert "write register: True" in refused.comment
+    assert activated().result is False
     assert not any(PRODUCT in active for active in customer_center.activations.values())
 
 
@@ -93,7 +94,7 @@ def test_it_registers_where_nobody_offers_live_patches(customer_center, activate
 
     dry = activated(test=True, **arguments)
     assert dry.result is None
-    assert dry.comment.startswith(f"{PRODUCT} would be registered.")
+    assert f"not known before. {PRODUCT} would be registered." in dry.comment
     assert dry.changes == {
         PRODUCT: {"old": None, "new": "Registered"},
         "repositories": {"old": [], "new": "not known before"},
@@ -203,7 +204,12 @@ def test_a_repository_that_zypper_has_not_read_yet_is_read_in_a_live_run(kernel,
         repository.add_live_patch(kernel.release, "1-1.1")
         repository.publish()
 
-        assert activated(packages=[], test=True).result is False
+        dry = activated(packages=[], test=True)
+        assert (dry.result, dry.changes) == (None, {})
+        assert dry.comment.startswith(
+            "The repositories would be read again first, and what they then offer is not known"
+        )
+        assert activated(packages=[], test=True, refresh=False).result is False
         assert activated(packages=[]).result is True
 
 

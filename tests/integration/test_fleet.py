@@ -5,6 +5,9 @@ Their packages are pretended: what is installed stands in a file beside the kern
 """
 
 import concurrent.futures
+import getpass
+import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -37,6 +40,17 @@ def check(version="latest"):
     good = running == ("2-2.1" if version == "latest" else version)
     told = dict.fromkeys(("target", "reason", "doubt"))
     return dict(told, verdict="good" if good else "bring", target="2-2.1", running=running)
+"""
+SECURITY = """
+__virtualname__ = "kgraft_security"
+
+def cves(*cves):
+    running = __salt__["kgraft.overview"]()["running"]
+    return {cve: "fixed by kgraft_patch_2_2_1" if running == "2-2.1" else "open: =x 2-2.1" for cve in cves}
+
+def dates():
+    when = {"released": "2026-11-01T00:00:00Z", "installed": None, "settled": "2026-11-02T00:00:00Z"}
+    return {"patches": {"kgraft_patch_2_2_1": {"version": "2-2.1", **when}}, "unread": []}
 """
 LIMITS = ("timeout=2", "gather_job_timeout=4")
 EAUTH = {"auto": {"ops": ["@kgraft"]}}
@@ -72,8 +86,18 @@ def exceptions(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def master(salt_factories, file_root, exceptions):
+def evidence(tmp_path_factory):
+    return tmp_path_factory.mktemp("evidence")
+
+
+@pytest.fixture(scope="module")
+def master(salt_factories, file_root, exceptions, evidence, tmp_path_factory):
     options = {"file_roots": {"base": [str(file_root)]}, "kgraft.exceptions": str(exceptions), "external_auth": EAUTH}
+    key = tmp_path_factory.mktemp("key") / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    (key.parent / "signers").write_text(f"evidence@master {key.with_suffix('.pub').read_text()}")
+    options["kgraft.evidence"] = str(evidence)
+    options.update({"kgraft.evidence_key": str(key), "kgraft.evidence_signers": str(key.parent / "signers")})
     factory = salt_factories.salt_master_daemon(random_string("fleet-master-"), overrides={**MASTER, **options})
     with factory.started():
         synced = factory.salt_run_cli(timeout=60).run("saltutil.sync_runners")
@@ -88,6 +112,7 @@ def fleet(master, file_root, tmp_path_factory):
     (packages / "modules").mkdir()
     as_of = time.strftime("%Y-%m-%d %H:%M")
     (packages / "modules" / "kgraft_pkg.py").write_text(PACKAGES.replace("AS OF", as_of))
+    (packages / "modules" / "kgraft_security.py").write_text(SECURITY)
     dirs = [str(file_root), str(packages)]
     machines = [Machine(master, dirs, tmp_path_factory.mktemp("machine") / "root", number) for number in range(4)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -152,6 +177,51 @@ def test_at_the_prompt_it_is_the_same_in_words_and_nothing_else(fleet, run, prom
     assert done.data["machines"][two.id]["why"] == "2-2.1 is needed"
     lines = [line.strip() for line in told.stdout.strip().splitlines()]
     assert lines == ["report:", *(line.strip() for line in done.data["report"]), "retcode:", "2"]
+
+
+@pytest.mark.smoke
+def test_who_has_which_fix_as_a_table_for_a_spreadsheet(fleet, run, tmp_path):
+    one, two, *_ = fleet
+    one.be()
+    two.be("1-1.1")
+    words = ("kgraft.cves", "cve-2016-5195", "CVE-2016-5195", f"target={one.id},{two.id}", "tgt_type=list")
+    done = run(*words, f"csv={tmp_path}/fixes.csv")
+    assert done.returncode == 2
+    assert done.data["cves"]["CVE-2016-5195"][one.id] == {"class": "fixed by a live patch", "why": "kgraft_patch_2_2_1"}
+    assert (tmp_path / "fixes.csv").read_text("utf-8").splitlines() == [
+        '"machine","cve","state","detail"',
+        f'"{one.id}","CVE-2016-5195","fixed by a live patch","kgraft_patch_2_2_1"',
+        f'"{two.id}","CVE-2016-5195","open","\'=x 2-2.1"',
+    ]
+    bad = run("kgraft.cves", "CVE-2016")
+    assert (bad.returncode, bad.data["report"]) == (5, ["cves: no CVE number is 'CVE-2016'"])
+
+
+@pytest.mark.smoke
+def test_evidence_is_a_chain_of_files_that_ssh_keygen_checks(fleet, run, evidence):
+    one, two, *_ = fleet
+    one.be()
+    two.be("1-1.1")
+    words = ("kgraft.evidence", f"{one.id},{two.id}", "list", "cves=CVE-2016-5195", "expected=nobody", *LIMITS)
+    first, second = run(*words), run(*words)
+    assert (first.returncode, first.data["signed"]) == (2, True)
+    kept = json.loads(pathlib.Path(second.data["file"]).read_text("utf-8"))
+    assert kept["previous"] == {"file": pathlib.Path(first.data["file"]).name, "sha256": first.data["sha256"]}
+    assert kept["asked"]["by"] == getpass.getuser()
+    assert kept["no_answer"] == {"nobody": "this master has no key of it"}
+    machine, behind = kept["machines"][one.id], kept["machines"][two.id]
+    patch = machine["patches"]["kgraft_patch_2_2_1"]
+    assert (machine["class"], behind["class"]) == ("settled", "unpatched")
+    assert (patch["state"], patch["days"]) == ("applied", 1.0)
+    assert machine["cves"]["CVE-2016-5195"]["class"] == "fixed by a live patch"
+    assert behind["cves"]["CVE-2016-5195"]["class"] == "open"
+    assert machine["unread"] == ["kgraft_security.fixes: is not loaded there"]
+
+    chain = run("kgraft.evidence_chain")
+    assert (chain.returncode, chain.data["files"], chain.data["broken"]) == (0, 2, None)
+    (evidence / "kgraft-evidence-000001.json").write_text("{}")
+    chain = run("kgraft.evidence_chain")
+    assert (chain.returncode, chain.data["broken"]["file"]) == (2, "kgraft-evidence-000001.json")
 
 
 @pytest.mark.smoke

@@ -144,6 +144,9 @@ def yaml_texts():
             yield pytest.param(block, id=f"{path}-{number}")
 
 
+OPTIONS = ["kgraft.root", *re.findall(r"``(kgraft\.\w+)``:", (REPO / "_runners" / "kgraft.py").read_text("utf-8"))]
+
+
 def assert_names_exist(node, offered, everything, load):
     if isinstance(node, dict):
         for key, value in node.items():
@@ -165,7 +168,7 @@ def assert_names_exist(node, offered, everything, load):
             assert_names_exist(item, offered, everything, load)
     elif isinstance(node, str):
         if re.fullmatch(r"(local\.)?kgraft\w*\.\w+", node):
-            assert node.replace("local.", "") in {*everything, "kgraft.root", "kgraft.exceptions"}
+            assert node.replace("local.", "") in {*everything, *OPTIONS}
         for tag in re.findall(r"salt/beacon/[^/\s]+/kgraft/(\w+)", node):
             assert tag in EVENTS
 

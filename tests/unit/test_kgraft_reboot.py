@@ -108,6 +108,20 @@ def last_day(machine):
     lifecycle(machine, datetime.date.today())
 
 
+FORCED = "livepatch: forcing remaining tasks to the patched state"
+FORCED_BACK = FORCED.replace("patched", "unpatched")
+CLEARED = "kgr: all processes marked as migrated on admin's request"
+
+
+def logged(line, retcode=0):
+    def log(machine):
+        # the log is that of /, so this must be the machine's own root
+        machine.modules["kgraft_security"].zypper.root = lambda: {}
+        machine.dmesg = retcode, f"[    5.123456] something\n[   60.123456][ T4711] {line}\n"
+
+    return log
+
+
 def reverted(machine):
     machine.rules.revert("kgraft-patch-9-2_2")
     machine.settle()
@@ -271,6 +285,13 @@ UNRATED_IS = "No update says for certain how severe CVE"
             [reverted, first_module], "needed", ["kgraft_patch_9_2_2 was reverted, and no"], [], 0, id="and a module"
         ),
         pytest.param([reverting], "needed", ["kgraft_patch_9_2_2 is being reverted"], [], 0, id="reverting"),
+        pytest.param([logged(FORCED)], "needed", ["A transition was forced, as the kernel"], [], 0, id="forced"),
+        pytest.param([logged(FORCED_BACK)], "needed", ["A transition was forced"], [], 0, id="forced back"),
+        pytest.param([logged(CLEARED)], "needed", ["A transition was forced"], [], 0, id="cleared by hand"),
+        pytest.param([logged("x: " + FORCED)], "not needed", [AGAIN], [], 0, id="another says so"),
+        pytest.param(
+            [logged("", 1)], "unknown", ["Whether a transition was forced cannot be told"], [], 0, id="no log"
+        ),
         pytest.param([write(TAINTED, f"{1 << 30}\n")], "needed", ["marked as unsupported"], [], 0, id="N"),
         pytest.param([write(TAINTED, f"{1 << 30}\n"), module("OEN")], "not needed", [AGAIN], [], 0, id="N of a module"),
         pytest.param(
