@@ -63,7 +63,8 @@ input,select{padding:.25rem .5rem;color:var(--fg)}button:enabled{cursor:pointer}
 table{border-collapse:collapse;width:100%}caption{text-align:left;padding:.2rem 0 .4rem}
 th,td{text-align:left;vertical-align:top;padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--line)}
 tbody th{font-weight:600;overflow-wrap:anywhere;min-width:5rem}td{white-space:nowrap}
-td.why{white-space:normal;min-width:14rem}#machines td:nth-child(6){white-space:normal;min-width:11.5rem}
+td.why{white-space:normal;min-width:14rem}#machines td:nth-child(6){white-space:normal;min-width:11rem}
+#machines td:nth-child(5){white-space:normal;min-width:8rem}
 thead th{position:sticky;top:0;background:var(--bg);white-space:nowrap}
 thead button{border:0;padding:0;font-weight:650}thead button:disabled{color:var(--fg)}
 th[aria-sort=ascending] button::after{content:" \25B4"}th[aria-sort=descending] button::after{content:" \25BE"}
