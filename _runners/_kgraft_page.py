@@ -26,7 +26,7 @@ LOOKS = {
     "without packages": "none", "end of support near": "moving", "excepted": "none", "settled": "good",
 }  # fmt: skip
 HEADS = ("Machine", "State", "Why", "Since", "Runs", "Kernel", "Last answer", "Support ends")
-DRAWN = 24  # machines of the timeline: all of them are in the table at the end
+DRAWN, MOST = 24, 1000  # machines of the timeline; transitions of the table at the end, whoever floods the history
 WIDTH, WORDS, LEFT, HIGH, TOP = 1000, 150, 330, 20, 22  # of the timeline, and where its words and its bars begin
 MOVING = {"apply": "applying", "revert": "reverting", None: "in transition"}
 STEPS = (60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 28 * 86400)  # between two ticks
@@ -155,8 +155,8 @@ PAGE = """<!doctype html>
 {%- endfor %}
 </ul>
 <h2>Transitions <small>{% if history is none %}{{ unkept }}{% else %}of the last {{ days }} day{{ 's' if days != 1 }}:
- {{ history | length or 'none was heard of' }}
-{%- if history %}, all in <a href="#transitions">a table below</a>{% endif %}{% endif %}</small></h2>
+ {{ heard or 'none was heard of' }}
+{%- if history %}, in <a href="#transitions">a table below</a>{% endif %}{% endif %}</small></h2>
 {%- if drawn %}
 <div class="wide" tabindex="0" role="region" aria-label="Timeline">
 <svg viewBox="0 0 {{ width }} {{ top + high * drawn | length }}" role="img" aria-labelledby="drawn-title drawn-text">
@@ -211,7 +211,8 @@ PAGE = """<!doctype html>
 <h2 id="transitions">All transitions</h2>
 <div class="wide" tabindex="0" role="region" aria-label="All transitions">
 <table>
-<caption>The newest first</caption>
+<caption>The newest first{% if heard > history | length %}; the {{ history | length }} most urgent of {{ heard }}
+{%- endif %}</caption>
 <thead><tr>
 {%- for head in ("Started", "Machine", "Patch", "Direction", "How it went", "What blocked") %}<th scope="col">
 {#- #}{{ head }}</th>{% endfor -%}
@@ -249,6 +250,8 @@ def html(report, source, history, days, now, unkept=""):
     ``history`` a list of transitions, the oldest first, or None where nothing is kept, and ``unkept`` says why;
     ``now`` in seconds.
     """
+    heard = history and len(history)
+    history = history and sorted(sorted(history, key=_urgency)[:MOST], key=lambda one: one.started)
     newest = {one.machine: one for one in history or ()}
     ranks, rows = list(LOOKS), []
     for machine, about in report["machines"].items():
@@ -285,6 +288,7 @@ def html(report, source, history, days, now, unkept=""):
         now=now,
         days=days,
         history=history,
+        heard=heard,
         unkept=unkept,
         drawn=[(fleets.line(name, 22), bars[name], _short(newest[name], now), _look(newest[name])) for name in bars],
         more=len(names) - len(bars),

@@ -132,6 +132,19 @@ def test_processes_and_users_are_named_only_where_they_are_asked_for(runner, nam
     assert page["db2"][:2] == ["stuck", f"{words} (2 tasks) · user"]
 
 
+def test_who_floods_the_history_fills_no_page_and_hides_nothing_that_is_stuck(runner, kept):
+    with open(kept, "w") as file:
+        print(event("stuck", 0, "db2", seconds=7200, times=3, transition="x"), file=file)
+        for number in range(3000):
+            print(event("finished", 1, seconds=30.0, transition=f"t{number}"), file=file)
+    with open(runner.page()["path"], encoding="utf-8") as file:
+        text = file.read()
+    assert len(text) < 600_000
+    assert text.count("<tr><td>") == 1000
+    assert "the 1000 most urgent of 3001" in text
+    assert re.search(r'class="words bad">▲ stuck, .* so far', text)
+
+
 def test_it_knows_every_class_of_the_report(runner):
     assert set(runner.pages.LOOKS) == set(runner.reports.CLASSES)
 
