@@ -109,7 +109,10 @@ def share(argument, value, total):
 
 def line(value, most=160):
     """A value as one line that can be printed, and is not too long."""
-    text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(value)[: 10 * most]).split())
+    text = str(value)[: 10 * most]
+    if not text.isprintable():
+        text = "".join(sign if sign.isprintable() else " " for sign in text)
+    text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
