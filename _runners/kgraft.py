@@ -383,6 +383,8 @@ def evidence(
     ``asked``
         ``{at, by, on, target, tgt_type, expected, cves, not_affected, version, salt}``: when, by which user, on which
         master, whom and for what, by which version of this runner and of Salt
+    ``history``
+        why the beacon's history, as :py:func:`history` reads it, was not; null where it was
     ``machines``
         ``{id: {…}}`` of those that answered: ``class`` and ``why``, as :py:func:`report` says with its defaults, and
         ``instead_of`` for one that is excepted; what ``kgraft.overview`` says of it, but the names of tasks;
@@ -435,9 +437,14 @@ def evidence(
     told = reports.tell(found, fleet.asked)
     of_cves = matrices.tell(matrix, fleet.asked) if wanted else told
     code, words = reports.verdict({told["retcode"], of_cves["retcode"]}, fleet.asked)
+    try:
+        transitions, unkept = _history(math.inf)[0], None
+    except ValueError as err:
+        transitions, unkept = [], str(err)
     kept = {
         "asked": evidences.plain(asked),
-        "machines": evidences.records(fleet.answers, found, matrix, {}),
+        "history": unkept,
+        "machines": evidences.records(fleet.answers, found, matrix, transitions),
         "no_answer": fleet.silent,
         "exceptions": {machine: entry for machine, entry in exceptions[0].items() if machine in found},
     }
