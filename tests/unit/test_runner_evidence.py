@@ -130,7 +130,8 @@ def test_what_could_not_be_asked_is_named(of):
 
 @pytest.mark.parametrize("odd", HOSTILE)
 def test_one_odd_answer_spoils_nothing(evidences, of, odd, tmp_path):
-    for answer in (odd, *({**ANSWER, name: odd} for name in ANSWER)):
+    inside = {**ANSWER, "kgraft.overview": overview(running=odd, notes=[odd])}
+    for answer in (odd, inside, *({**ANSWER, name: odd} for name in ANSWER)):
         kept = of(answer)
         assert kept["cves"] == CVES
         path, _ = evidences.save(str(tmp_path), {"machines": {"db1": kept}}, None)
@@ -303,19 +304,19 @@ def _sign(path, key, namespace):
 def runner(load, monkeypatch, directory, tmp_path):
     opts = {"timeout": 5, "gather_job_timeout": 5, "id": "master_master", "cachedir": str(tmp_path), "fun": "kgraft.x"}
     exceptions = tmp_path / "exceptions.yml"
-    exceptions.write_text("db2: {reason: waits, by: dba-team, until: 2026-11-29}")
+    entry = "{reason: waits, by: dba-team, until: 2026-11-29}"
+    exceptions.write_text(f"db2: {entry}\ndb9: {entry}\n")
     opts.update({"kgraft.evidence": directory, "kgraft.exceptions": str(exceptions), "output": "json"})
     runner = load("_runners/kgraft.py", __opts__=opts)
     monkeypatch.setattr(runner.time, "time", lambda: NOW)
-    runner.calls = []
+    runner.calls, runner.said = [], f"fixed by {MODULE}"
 
     def ask(target, tgt_type, calls, *_):
         runner.calls.append(calls)
         number = "CVE-2016-5195"
-        fixed = {"kgraft_security.cves": {number: f"fixed by {MODULE}"}} if "kgraft_security.cves" in calls else {}
-        return runner.fleets.Fleet(
-            {"db1", "db2", "db3"}, {"db1": {**ANSWER, **fixed}}, {"db2": "nothing", "db3": "nothing"}
-        )
+        fixed = {"kgraft_security.cves": {number: runner.said}} if "kgraft_security.cves" in calls else {}
+        silent = {"db2": "nothing", "db3": "nothing"} if target != "db1" else {}
+        return runner.fleets.Fleet({"db1", *silent}, {"db1": {**ANSWER, **fixed}}, silent)
 
     monkeypatch.setattr(runner, "_ask", ask)
     return runner
@@ -349,6 +350,13 @@ def test_the_file_says_who_was_asked_who_did_not_answer_and_what_is_excepted(run
         f"SHA-256: {told['sha256']}",
         "Good so far: but not all machines gave an answer.",
     ]
+
+
+def test_a_fix_that_is_open_is_not_good(runner):
+    assert runner.evidence("db1", cves="CVE-2016-5195")["retcode"] == 0
+    runner.said = "open: x 10-2.1"
+    assert runner.evidence("db1")["retcode"] == 0
+    assert runner.evidence("db1", cves="CVE-2016-5195")["retcode"] == 2
 
 
 @pytest.mark.parametrize(
@@ -387,11 +395,17 @@ def test_a_place_that_cannot_be_written_is_exit_code_5(runner, directory):
         ("kgraft.cves", "/nowhere/fixes.csv", "csv: cannot write /nowhere/fixes.csv: "),
     ],
 )
-def test_a_table_is_written_at_the_prompt_only(runner, fun, path, says):
+def test_a_table_that_cannot_be_is_refused(runner, fun, path, says):
     runner.__opts__["fun"] = fun
     told = runner.cves("CVE-2016-5195", csv=path)
     assert (told["retcode"], len(told["report"])) == (5, 1)
     assert told["report"][0].startswith(says)
+
+
+def test_a_table_is_not_for_everybody(runner, tmp_path):
+    runner.__opts__["fun"] = "kgraft.cves"
+    assert runner.cves("CVE-2016-5195", csv=str(tmp_path / "fixes.csv"))["retcode"] == 3
+    assert stat.S_IMODE((tmp_path / "fixes.csv").stat().st_mode) == 0o640
 
 
 def test_the_beacons_history_is_read_where_it_is_kept(runner, tmp_path):
