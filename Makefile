@@ -32,12 +32,12 @@ TEMP ?= $(shell ! grep -q ' /dev/shm .*noexec' /proc/mounts && [ $$(df --output=
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d $(TEMP)/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
 
-.PHONY: help setup test test-unit test-functional test-integration test-all test-outside test-3006 test-kernel soak demo try-fresh bench docs lint format clean
+.PHONY: help setup test test-unit test-functional test-integration test-all test-outside test-3006 test-kernel soak demo picture try-fresh bench docs lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/3008/.dev $(SALT_3006) .venv/debian  ## install all that tests, lint and docs need
+setup: .venv/3008/.dev .venv/3008/.outside $(SALT_3006) .venv/debian .venv/browser  ## install all that tests, lint and docs need
 
 # ---- what is installed, each step once
 
@@ -57,6 +57,10 @@ setup: .venv/3008/.dev $(SALT_3006) .venv/debian  ## install all that tests, lin
 	$(call step,Debian packages for the demonstration,.ci/debian busybox-static zypper rpm createrepo-c)
 	@touch $@
 
+.venv/browser: .venv/base
+	$(call step,a browser,.ci/debian chromium fonts-dejavu-core)
+	@touch $@
+
 .venv/uv/.done: .venv/base
 	$(call step,uv,$(PYTHON) -m venv .venv/uv && .venv/uv/bin/pip install --quiet --disable-pip-version-check uv)
 	@touch $@
@@ -74,7 +78,11 @@ setup: .venv/3008/.dev $(SALT_3006) .venv/debian  ## install all that tests, lin
 	$(call step,lint and docs tools,$(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*' -r requirements/docs.txt -r requirements/lint.txt)
 	@touch $@
 
-.PRECIOUS: .venv/%/.salt .venv/%/.test .venv/%/.dev
+.venv/%/.outside: .venv/%/.test requirements/outside.txt
+	$(call step,what drives a browser,$(UV) pip install --quiet --python .venv/$*/bin/python 'salt==$*.*' -r requirements/outside.txt)
+	@touch $@
+
+.PRECIOUS: .venv/%/.salt .venv/%/.test .venv/%/.dev .venv/%/.outside
 
 # ---- tests
 
@@ -86,8 +94,8 @@ test-unit test-functional test-integration: test-%: .venv/3008/.test .venv/debia
 
 test-all: test test-outside test-3006 test-kernel  ## these, what other programs make of our files, Salt 3006, and real kernels
 
-test-outside: .venv/3008/.test .venv/debian  ## our metrics and alerts by Prometheus's own tool
-	$(call step,tests with other programs,$(call pytest,3008,tests/outside))
+test-outside: .venv/3008/.outside .venv/debian .venv/browser  ## by other programs: metrics in Prometheus, the page in Chromium and nginx
+	$(call step,tests with other programs,left=; [ -x /usr/bin/chromium ] || { echo 'the page is not looked at: there is no /usr/bin/chromium'; [ -z "$$CI" ]; left=--ignore=tests/outside/test_page.py; }; $(call pytest,3008,tests/outside $$left))
 
 test-3006: $(SALT_3006) .venv/debian  ## functional tests and some of integration on Salt 3006, where Python is 3.10 or 3.11
 ifdef SALT_3006
@@ -113,10 +121,13 @@ demo:  ## from a machine without a live patch to a settled one, told as a story;
 	+@$(MAKE) -s $(if $(filter -j%,$(MAKEFLAGS)),,-j2) .venv/3008/.salt .venv/packaging
 	$(call step,demo,$(ROOT) $(PY) -m lab.demo)
 
+picture: .venv/3008/.outside .venv/browser  ## the page of the fleet as README shows it: docs/page.png
+	@$(PY) -m lab.picture
+
 try-fresh:  ## a new Debian machine, by debootstrap: SUITE=bookworm or trixie, TARGETS="demo test", WHO="root user"
 	@WHO="$(WHO)" .ci/try-fresh $(SUITE) $(TARGETS)
 
-bench: .venv/3008/.test  ## against the shell way and bare C
+bench: .venv/3008/.outside .venv/browser  ## against the shell way and bare C
 	@$(PY) -m benchmarks
 
 docs: .venv/3008/.dev  ## the manual, in docs/_build/html

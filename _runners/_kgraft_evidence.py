@@ -42,8 +42,8 @@ def plain(value, depth=6):
 
 def record(answer, about, cves, transitions):
     """
-    Return what is kept of a machine: its answers to all functions, what is said ``about`` it and its ``cves``, and the
-    ``transitions`` of it that the beacon told.
+    Return what is kept of a machine: its answers to all functions, what is said ``about`` it and its ``cves``, and its
+    ``transitions`` that the beacon saw finish, the oldest first.
     """
     told = {name: value for name, value in answer.items() if isinstance(value, dict)}
     overview, dates = told.get("kgraft.overview", {}), told.get("kgraft_security.dates", {})
@@ -59,8 +59,8 @@ def record(answer, about, cves, transitions):
         one = {key: one.get(key) for key in ("state", "version", "released", "installed", "settled")}
         one["settled_by"] = "the kernel's log" if one["settled"] else None
         for seen in transitions:
-            if (seen["patch"], seen["boot_id"], seen["direction"]) == (module, kept["boot_id"], "apply"):
-                one.update(settled=seen["ended"], settled_by="the beacon's history")
+            if (seen.patch, seen.boot_id, seen.direction) == (module, kept["boot_id"], "apply"):
+                one.update(settled=fleets.stamp(seen.last), settled_by="the beacon's history")
         released, settled = fleets.moment(one["released"]), fleets.moment(one["settled"])
         one["days"] = round((settled - released) / 86400, 1) if released and settled else None
         kept["patches"][module] = one
@@ -72,12 +72,15 @@ def record(answer, about, cves, transitions):
 
 def records(answers, found, matrix, transitions):
     """Return ``{id: what is kept of it}``. An answer may be anything."""
-    kept = {}
+    kept, finished = {}, {}
+    for one in transitions:
+        if one.ended == "finished":
+            finished.setdefault(one.machine, []).append(one)
     for machine, answer in answers.items():
         answer = answer if isinstance(answer, dict) else {"kgraft.overview": answer}
         cves = {number: of[machine] for number, of in matrix.items()}
         try:
-            kept[machine] = plain(record(answer, found[machine], cves, transitions.get(machine, ())))
+            kept[machine] = plain(record(answer, found[machine], cves, finished.get(machine, ())))
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
             kept[machine] = dict(found[machine], cves=cves, unread=["its answer cannot be understood"])
     return kept

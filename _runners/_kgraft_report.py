@@ -14,9 +14,8 @@ if typing.TYPE_CHECKING:  # handed in
 # What is told of a machine, in the order of the lines, and the exit code that it makes.
 # fmt: off
 CLASSES = {
-    "settled": 0, "done": 0, "end of support near": 0, "end of support past": 2, "unpatched": 2, "stuck": 4,
-    "in transition": 2, "doubtful": 2, "unavailable": 2, "without packages": 2, "not synced": 2, "failed": 2,
-    "untouched": 2, "no answer": 3, "missing": 3, "left out": 3, "gone": 0, "excepted": 0,
+    "settled": 0, "end of support near": 0, "end of support past": 2, "unpatched": 2, "stuck": 4, "in transition": 2,
+    "doubtful": 2, "unavailable": 2, "without packages": 2, "not synced": 2, "failed": 2, "no answer": 3, "excepted": 0,
 }
 # fmt: on
 SHOUTED = ("end of support past", "unpatched", "stuck", "failed", "open")

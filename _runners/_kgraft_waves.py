@@ -23,6 +23,8 @@ OPTIONS = (
 )
 # they cannot be patched as they are, and would only stop the roll-out in their waves
 UNABLE = ("no answer", "unavailable", "not synced", "failed")
+# how far a machine is, in the order of the lines, and the exit code that it makes
+CLASSES = {"done": 0, "stuck": 4, "failed": 2, "untouched": 2, "missing": 3, "left out": 3, "gone": 0, "excepted": 0}
 COMMAND = 'salt-run state.orchestrate examples.orchestrate.rollout pillar=\'{{"rollout": "{}"}}\''
 
 

@@ -31,8 +31,11 @@ Master options
 
     ``kgraft.evidence_signers``: who may have signed them, a file as ``ssh-keygen(1)`` has it under "ALLOWED SIGNERS".
     Default: none, and signatures are not checked
+
+    ``kgraft.page``: where :py:func:`page` writes.
 """
 
+import fnmatch
 import functools
 import importlib.util
 import inspect
@@ -71,6 +74,8 @@ reports = _room("report", fleets=fleets)
 plans = _room("waves", fleets=fleets)
 matrices = _room("matrix", fleets=fleets, reports=reports)
 evidences = _room("evidence", fleets=fleets, reports=reports)
+histories = _room("history", fleets=fleets)
+pages = _room("page", fleets=fleets, histories=histories)
 
 
 def _answered(function):
@@ -180,14 +185,20 @@ def report(
         salt-run kgraft.report 'db*' expected=@/etc/inventory --out=json
         salt-run kgraft.report source=mine
     """
+    limits = stuck_after, max_metadata_age, support_days
+    return _report(target, tgt_type, source, expected, limits, max_age, timeout, gather_job_timeout)[0]
+
+
+def _report(target, tgt_type, source, expected, limits, max_age, timeout, gather_job_timeout, named=None):
+    """The report, and what each machine answered."""
     if source not in ("live", "mine"):
         raise ValueError(f"source={source!r}: must be live or mine")
-    given = {"stuck_after": stuck_after, "max_metadata_age": max_metadata_age, "support_days": support_days}
-    limits = reports.Limits(**{name: _number(name, value) for name, value in given.items()})
+    limits = reports.Limits(*map(_number, reports.Limits._fields, limits))
     max_age = _number("max_age", max_age) if source == "mine" else None
-    fleet = _ask(target, tgt_type, {OVERVIEW: ((), {})}, timeout, gather_job_timeout, expected, max_age)
+    fleet = _ask(target, tgt_type, {OVERVIEW: ((), named or {})}, timeout, gather_job_timeout, expected, max_age)
     now = time.time()
-    return reports.tell(_found(fleet, lambda _, told: reports.by_packages(told, limits, now), stuck_after), fleet.asked)
+    found = _found(fleet, lambda _, told: reports.by_packages(told, limits, now), limits.stuck_after)
+    return reports.tell(found, fleet.asked), fleet.answers
 
 
 @_answered
@@ -378,6 +389,8 @@ def evidence(
     ``asked``
         ``{at, by, on, target, tgt_type, expected, cves, not_affected, version, salt}``: when, by which user, on which
         master, whom and for what, by which version of this runner and of Salt
+    ``history``
+        why the beacon's history, as :py:func:`history` reads it, was not; null where it was
     ``machines``
         ``{id: {…}}`` of those that answered: ``class`` and ``why``, as :py:func:`report` says with its defaults, and
         ``instead_of`` for one that is excepted; what ``kgraft.overview`` says of it, but the names of tasks;
@@ -430,9 +443,14 @@ def evidence(
     told = reports.tell(found, fleet.asked)
     of_cves = matrices.tell(matrix, fleet.asked) if wanted else told
     code, words = reports.verdict({told["retcode"], of_cves["retcode"]}, fleet.asked)
+    try:
+        transitions, unkept = _history(math.inf)[0], None
+    except ValueError as err:
+        transitions, unkept = [], str(err)
     kept = {
         "asked": evidences.plain(asked),
-        "machines": evidences.records(fleet.answers, found, matrix, {}),
+        "history": unkept,
+        "machines": evidences.records(fleet.answers, found, matrix, transitions),
         "no_answer": fleet.silent,
         "exceptions": {machine: entry for machine, entry in exceptions[0].items() if machine in found},
     }
@@ -486,6 +504,138 @@ def evidence_chain():
     lines += ["Broken: {}: {}".format(*broken) if broken else "Good: each file is as it was written."]
     told = {"files": len(found), "newest": newest, "broken": broken and dict(zip(("file", "why"), broken))}
     return {"retcode": 2 if broken else 0, "report": lines, **told}
+
+
+@_answered
+def history(machines="*", days=30):
+    """
+    Tell the transitions of live patches that the beacon ``kgraft`` told of: when each began, how long it took, whether
+    it stuck, and how it ended. The master must keep its events; no machine is asked.
+
+    machines
+        Whose: a glob of their names. Default: ``*``
+    days
+        How far to look back. Default: 30
+
+    It reads the file of ``event_return: rawfile_json``, and what logrotate made of it. Lines of one event are folded.
+    Lines whose sender Salt has proved to be another machine than their tag names are refused. A beacon's event proves
+    no sender, so who is root on one machine can still have lines here in the name of another.
+
+    Returns a dict: ``retcode`` and ``report``, see above; ``transitions``, a list of ``{machine, transition, patch,
+    direction, boot_id, kernelrelease, started, seconds, times, stuck, why, ended, last}``, the oldest first, and
+    ``lines``, how many were ``read``, ``repeated``, ``refused`` and ``torn``. ``times`` is how often it was told that
+    it is stuck, ``stuck`` the seconds that it then had run, ``why`` what blocked; ``ended`` is ``finished``,
+    ``reboot`` (cut off by one), ``unseen`` (another transition came), or None: it may still run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.history
+        salt-run kgraft.history 'db*' days=7 --out=json
+    """
+    transitions, lines = _history(_number("days", days))
+    transitions = [one for one in transitions if fnmatch.fnmatch(one.machine, str(machines))]
+    told = [f"{fleets.stamp(one.started)} {histories.line(one)}" for one in transitions[-50:]]
+    told += [f"The newest 50 of {len(transitions)}; --out=json has all."] if len(transitions) > 50 else []
+    stuck = sum(one.stuck is not None for one in transitions)
+    told += [f"{len(transitions)} transitions in {days} days, {stuck} of them stuck. {histories.counted(lines)}"]
+    data = [dict(one._asdict(), started=fleets.stamp(one.started), last=fleets.stamp(one.last)) for one in transitions]
+    return {"retcode": 0, "report": told, "transitions": data, "lines": lines}
+
+
+def _history(days):
+    kept = __opts__.get("event_return")
+    if "rawfile_json" not in ([kept] if isinstance(kept, str) else kept or []):
+        raise ValueError("No history is kept: event_return of this master has no rawfile_json.")
+    path = __opts__.get("rawfile_json.filename", "/var/log/salt/events")
+    return histories.read(histories.files(path), time.time() - days * DAY)
+
+
+@_answered
+def page(
+    target="*",
+    tgt_type="glob",
+    source="live",
+    path=None,
+    names=False,
+    days=7,
+    expected=None,
+    stuck_after=7200,
+    max_metadata_age=DAY,
+    support_days=30,
+    max_age=7200,
+    timeout=None,
+    gather_job_timeout=None,
+):
+    """
+    Write the report and the history of the last days as one HTML file that needs nothing else, for a browser.
+
+    target
+        As in :py:func:`report`. Default: ``*``
+    tgt_type
+        As in :py:func:`report`. Default: ``glob``
+    source
+        As in :py:func:`report`. Default: ``live``
+    path
+        Where to write it; at the prompt only. Default: the master option ``kgraft.page``, or else
+        ``kgraft/fleet.html`` in the master's cache directory
+    names
+        Also name the processes that block, and their users; from the mine only if it has them. Default: False
+    days
+        How many days of transitions are drawn. Default: 7
+    expected
+        As in :py:func:`report`. Default: None
+    stuck_after
+        As in :py:func:`report`. Default: 7200
+    max_metadata_age
+        As in :py:func:`report`. Default: 86400
+    support_days
+        As in :py:func:`report`. Default: 30
+    max_age
+        As in :py:func:`report`. Default: 7200
+    timeout
+        As in the master's configuration. Default: from there
+    gather_job_timeout
+        As in the master's configuration. Default: from there
+
+    A list of machines that are not patched is a map for an attacker: the file can be read by its owner and its group
+    (0640). It is written whole or not at all.
+
+    Returns a dict: ``retcode``, 0 if it was written, whatever it shows, and else 5; ``report``; ``path``; ``verdict``,
+    the exit code that :py:func:`report` has for the same machines.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run kgraft.page
+        salt-run kgraft.page 'db*' path=/root/fleet.html names=True
+    """
+    if path is not None and not (_typed() and os.path.isabs(str(path))):
+        raise ValueError(f"path={path!r}: must be absolute, and is taken at the prompt only")
+    if not isinstance(names, bool):
+        raise ValueError(f"names={names!r}: must be True or False")
+    days = _number("days", days, 1)
+    limits, named = (stuck_after, max_metadata_age, support_days), {"names": True} if names else {}
+    told, answers = _report(target, tgt_type, source, expected, limits, max_age, timeout, gather_job_timeout, named)
+    for machine, about in told["machines"].items():
+        if {"stuck", "in transition"} & {about["class"], about.get("instead_of")}:
+            about.update(pages.moving(answers[machine][OVERVIEW], names))
+    try:
+        transitions, unkept = _history(days)[0], ""
+    except ValueError as err:
+        transitions, unkept = None, str(err)
+    asked = "asked live" if source == "live" else "from the mine"
+    default = os.path.join(__opts__["cachedir"], "kgraft", "fleet.html")
+    path = path or __opts__.get("kgraft.page") or default
+    try:
+        if path == default:
+            os.makedirs(os.path.dirname(path), 0o750, exist_ok=True)
+        pages.write(path, pages.html(told, asked, transitions, days, time.time(), unkept))
+    except OSError as err:
+        raise ValueError(f"cannot write {path}: {err}") from err
+    return {"retcode": 0, "report": [path, told["report"][-1]], "path": path, "verdict": told["retcode"]}
 
 
 @_answered
@@ -657,8 +807,10 @@ def _begin(file, saved, sizes):
 
 def _progress(found):
     """What is said of a roll-out. An orchestration prints all of it, so machines that are done are only counted."""
-    told = reports.tell(found, found)
-    return dict(told, machines={machine: about for machine, about in found.items() if about["class"] != "done"})
+    lines, counts = reports.table(found, plans.CLASSES)
+    code, words = reports.verdict({plans.CLASSES[name] for name in counts}, found)
+    told = {"retcode": code, "report": [*lines, f"{len(found):>4} asked", words], "asked": len(found), "counts": counts}
+    return {**told, "machines": {machine: about for machine, about in found.items() if about["class"] != "done"}}
 
 
 def _look(name, last, first=1):

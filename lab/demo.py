@@ -24,6 +24,7 @@ from tests.support.paused_server import Server
 
 REPO = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+PAGE = REPO / ".cache" / "demo.html"
 DETAILS = os.environ.get("DETAILS", "") not in ("", "0")
 BLUE, PLAIN = ("\033[1;34m", "\033[0m") if sys.stdout.isatty() else ("", "")
 SLS = """\
@@ -82,6 +83,9 @@ class Site:
             auto_accept=True,
             worker_threads=2,
             runner_dirs=[str(REPO / "_runners")],
+            event_return="rawfile_json",
+            event_return_whitelist=["salt/beacon/*/kgraft/*"],
+            **{"rawfile_json.filename": str(directory / "kept")},
             **common,
         )
         self._configure(
@@ -159,12 +163,12 @@ class Site:
         print(f"{cut(text.rstrip(), only)}\n", flush=True)
         return text
 
-    def report(self):
-        show("salt-run kgraft.report; echo $?")
-        command = [BIN / "salt-run", "-c", self.directory, "kgraft.report"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120)
-        text = f"{done.stdout}{done.returncode}"
-        print(text, flush=True)
+    def run(self, *words):
+        """Show a salt-run, and what it prints."""
+        show(f"salt-run {shlex.join(words)}")
+        command = [BIN / "salt-run", "-c", self.directory, *words]
+        text = subprocess.run(command, env=self.environ, stdout=subprocess.PIPE, text=True, timeout=120).stdout
+        print(f"{text.rstrip()}\n", flush=True)
         return text
 
     def running(self, function):
@@ -270,8 +274,19 @@ def main():
 
         print()
         say("A fleet of one machine, as its master sees it: nobody is missing, so the exit code is 0.")
-        expect(site.report(), "1 settled             10-2.1", "1 asked", "Good: ", "\n0")
-    print(f"\nThe demonstration took {time.monotonic() - began:.0f} s.")
+        expect(site.run("kgraft.report"), "1 settled             10-2.1", "1 asked", "Good: ", "retcode:\n    0")
+
+        say("The same to look at: where the fleet stands, and its transitions, in one file for a browser.")
+        kept = directory / "kept"
+        wait_until(
+            lambda: kept.exists() and "/finished" in kept.read_text(), "the end among the events that are kept", 30
+        )
+        PAGE.parent.mkdir(exist_ok=True)
+        expect(site.run("kgraft.page", f"path={PAGE}", "days=1"), str(PAGE), "Good: every machine")
+        expect(PAGE.read_text("utf-8"), "kgraft_patch_10_2_1", "△ was stuck, took", "It is stopped, by SIGSTOP")
+        if "SUDO_UID" in os.environ:
+            os.chown(PAGE, int(os.environ["SUDO_UID"]), -1)
+    print(f"The demonstration took {time.monotonic() - began:.0f} s. Open its page in a browser: {PAGE}")
 
 
 if __name__ == "__main__":

@@ -103,6 +103,14 @@ def test_every_function_is_told_of_in_a_page(offered):
     assert sorted({*offered["_modules"], *offered["_states"], *offered["_runners"]} - told) == []
 
 
+def test_the_drawing_names_functions_and_events_that_exist(everything):
+    drawing = (REPO / "docs" / "life-of-a-live-patch.svg").read_text("utf-8")
+    named = set(re.findall(r"kgraft\w*\.\w+", drawing))
+    assert "kgraft.poke" in named
+    assert named - set(everything) == set()
+    assert set(re.findall(r"the event (\w+)", drawing)) == {"started", "finished", "stuck"} < EVENTS
+
+
 def test_every_module_has_its_reference_page():
     titles = {"_modules": "module", "_states": "state", "_beacons": "beacon", "_runners": "runner"}
     expected = {f"{titles[path.parts[0]]}-{path.stem}.md" for path in FILES} | {"index.md"}

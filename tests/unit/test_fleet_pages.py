@@ -9,6 +9,7 @@ import pytest
 import salt.output
 import salt.utils.args
 
+from lab import picture
 from tests.conftest import REPO
 from tests.unit.test_runner_report import NOW, VERSION, ago, checked, moving, overview, package, task
 
@@ -80,12 +81,18 @@ def runner(load, tmp_path, monkeypatch):
         **{f"kgraft.{name}": str(path) for name, path in files.items()},
         "kgraft.evidence_signers": str(signers),
         "id": "master_master",
+        "kgraft.page": "/srv/kgraft/fleet.html",
+        "event_return": "rawfile_json",
+        "rawfile_json.filename": str(tmp_path / "events.jsonl"),
+        "cachedir": str(tmp_path),
         "fun": "kgraft.x",
         "color": False,
     }
+    picture.keep(picture.fleet(tmp_path)[1], tmp_path / "events.jsonl")
     runner = load("_runners/kgraft.py", __opts__=opts)
     assert runner.VERSION == VERSION
     monkeypatch.setattr(runner.time, "time", lambda: NOW)
+    monkeypatch.setattr(runner.pages, "write", lambda path, text: None)
 
     def ask(target, tgt_type, calls, *_):
         answers, silent = fleet()
@@ -115,7 +122,7 @@ def commands(kind):
 
 
 def test_there_is_something_to_test():
-    assert len(list(commands("fleet"))) >= 4
+    assert len(list(commands("fleet"))) >= 6
     assert len(list(commands("proof"))) >= 4
 
 

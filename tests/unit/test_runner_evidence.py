@@ -1,5 +1,6 @@
 """Files of evidence: what is kept of a machine, and a chain that shows each change. The signatures are real."""
 
+import calendar
 import hashlib
 import json
 import os
@@ -36,6 +37,11 @@ def evidences(load):
     return load("_runners/_kgraft_evidence.py", fleets=fleets, reports=reports)
 
 
+@pytest.fixture(scope="module")
+def histories(load):
+    return load("_runners/_kgraft_history.py", fleets=load("_runners/_kgraft_fleet.py"))
+
+
 @pytest.fixture
 def of(evidences):
     """Return ``of(answer, *transitions)``: what is kept of db1, which answered that."""
@@ -43,7 +49,7 @@ def of(evidences):
     def kept(answer, *transitions):
         found = {"db1": {"class": "settled", "why": "9-2.2", "running": "9-2.2"}}
         matrix = {number: {"db1": cell} for number, cell in CVES.items()}
-        return evidences.records({"db1": answer}, found, matrix, {"db1": transitions})["db1"]
+        return evidences.records({"db1": answer}, found, matrix, transitions)["db1"]
 
     return kept
 
@@ -75,19 +81,29 @@ def test_what_is_kept_of_a_machine(of):
     }
 
 
+BY_BEACON = ("2026-11-02T00:00:00Z", "the beacon's history", 1.0)
+BY_LOG = ("2026-11-03T12:00:00Z", "the kernel's log", 2.5)
+
+
 @pytest.mark.parametrize(
-    ("changes", "settled", "by", "days"),
+    ("changes", "told"),
     [
-        ({}, "2026-11-02T00:00:00Z", "the beacon's history", 1.0),
-        ({"boot_id": "another"}, "2026-11-03T12:00:00Z", "the kernel's log", 2.5),
-        ({"patch": "kgraft_patch_8_2_2"}, "2026-11-03T12:00:00Z", "the kernel's log", 2.5),
-        ({"direction": "revert"}, "2026-11-03T12:00:00Z", "the kernel's log", 2.5),
+        ({}, BY_BEACON),
+        ({"boot_id": "another"}, BY_LOG),
+        ({"patch": "kgraft_patch_8_2_2"}, BY_LOG),
+        ({"direction": "revert"}, BY_LOG),
+        ({"machine": "db2"}, BY_LOG),
+        ({"ended": "reboot"}, BY_LOG),
+        ({"ended": None}, BY_LOG),
     ],
 )
-def test_the_beacons_history_knows_better_when_it_settled(of, changes, settled, by, days):
-    seen = {"patch": MODULE, "boot_id": overview()["boot_id"], "direction": "apply", "ended": "2026-11-02T00:00:00Z"}
-    patch = of(ANSWER, {**seen, **changes})["patches"][MODULE]
-    assert (patch["settled"], patch["settled_by"], patch["days"]) == (settled, by, days)
+def test_the_beacons_history_knows_better_when_it_settled(of, histories, changes, told):
+    seen = dict.fromkeys(histories.Transition._fields)
+    seen.update(machine="db1", patch=MODULE, boot_id=overview()["boot_id"], direction="apply", ended="finished")
+    last = calendar.timegm((2026, 11, 2, 0, 0, 0))
+    other = histories.Transition(**{**seen, "last": last, **changes})
+    patch = of(ANSWER, other._replace(last=last - 3600), other)["patches"][MODULE]
+    assert (patch["settled"], patch["settled_by"], patch["days"]) == told
 
 
 @pytest.mark.parametrize(("key", "value"), [("settled", None), ("released", None), ("released", "soon")])
@@ -114,7 +130,8 @@ def test_what_could_not_be_asked_is_named(of):
 
 @pytest.mark.parametrize("odd", HOSTILE)
 def test_one_odd_answer_spoils_nothing(evidences, of, odd, tmp_path):
-    for answer in (odd, *({**ANSWER, name: odd} for name in ANSWER)):
+    inside = {**ANSWER, "kgraft.overview": overview(running=odd, notes=[odd])}
+    for answer in (odd, inside, *({**ANSWER, name: odd} for name in ANSWER)):
         kept = of(answer)
         assert kept["cves"] == CVES
         path, _ = evidences.save(str(tmp_path), {"machines": {"db1": kept}}, None)
@@ -287,19 +304,19 @@ def _sign(path, key, namespace):
 def runner(load, monkeypatch, directory, tmp_path):
     opts = {"timeout": 5, "gather_job_timeout": 5, "id": "master_master", "cachedir": str(tmp_path), "fun": "kgraft.x"}
     exceptions = tmp_path / "exceptions.yml"
-    exceptions.write_text("db2: {reason: waits, by: dba-team, until: 2026-11-29}")
+    entry = "{reason: waits, by: dba-team, until: 2026-11-29}"
+    exceptions.write_text(f"db2: {entry}\ndb9: {entry}\n")
     opts.update({"kgraft.evidence": directory, "kgraft.exceptions": str(exceptions), "output": "json"})
     runner = load("_runners/kgraft.py", __opts__=opts)
     monkeypatch.setattr(runner.time, "time", lambda: NOW)
-    runner.calls = []
+    runner.calls, runner.said = [], f"fixed by {MODULE}"
 
     def ask(target, tgt_type, calls, *_):
         runner.calls.append(calls)
         number = "CVE-2016-5195"
-        fixed = {"kgraft_security.cves": {number: f"fixed by {MODULE}"}} if "kgraft_security.cves" in calls else {}
-        return runner.fleets.Fleet(
-            {"db1", "db2", "db3"}, {"db1": {**ANSWER, **fixed}}, {"db2": "nothing", "db3": "nothing"}
-        )
+        fixed = {"kgraft_security.cves": {number: runner.said}} if "kgraft_security.cves" in calls else {}
+        silent = {"db2": "nothing", "db3": "nothing"} if target != "db1" else {}
+        return runner.fleets.Fleet({"db1", *silent}, {"db1": {**ANSWER, **fixed}}, silent)
 
     monkeypatch.setattr(runner, "_ask", ask)
     return runner
@@ -322,6 +339,7 @@ def test_the_file_says_who_was_asked_who_did_not_answer_and_what_is_excepted(run
         "not_affected": ["3.*"],
         "version": runner.VERSION,
     }
+    assert kept["history"] == "No history is kept: event_return of this master has no rawfile_json."
     assert kept["no_answer"] == {"db2": "nothing", "db3": "nothing"}
     assert kept["exceptions"] == {"db2": {"reason": "waits", "by": "dba-team", "until": "2026-11-29"}}
     assert set(kept["machines"]) == {"db1"}
@@ -332,6 +350,13 @@ def test_the_file_says_who_was_asked_who_did_not_answer_and_what_is_excepted(run
         f"SHA-256: {told['sha256']}",
         "Good so far: but not all machines gave an answer.",
     ]
+
+
+def test_a_fix_that_is_open_is_not_good(runner):
+    assert runner.evidence("db1", cves="CVE-2016-5195")["retcode"] == 0
+    runner.said = "open: x 10-2.1"
+    assert runner.evidence("db1")["retcode"] == 0
+    assert runner.evidence("db1", cves="CVE-2016-5195")["retcode"] == 2
 
 
 @pytest.mark.parametrize(
@@ -370,11 +395,29 @@ def test_a_place_that_cannot_be_written_is_exit_code_5(runner, directory):
         ("kgraft.cves", "/nowhere/fixes.csv", "csv: cannot write /nowhere/fixes.csv: "),
     ],
 )
-def test_a_table_is_written_at_the_prompt_only(runner, fun, path, says):
+def test_a_table_that_cannot_be_is_refused(runner, fun, path, says):
     runner.__opts__["fun"] = fun
     told = runner.cves("CVE-2016-5195", csv=path)
     assert (told["retcode"], len(told["report"])) == (5, 1)
     assert told["report"][0].startswith(says)
+
+
+def test_a_table_is_not_for_everybody(runner, tmp_path):
+    runner.__opts__["fun"] = "kgraft.cves"
+    assert runner.cves("CVE-2016-5195", csv=str(tmp_path / "fixes.csv"))["retcode"] == 3
+    assert stat.S_IMODE((tmp_path / "fixes.csv").stat().st_mode) == 0o640
+
+
+def test_the_beacons_history_is_read_where_it_is_kept(runner, tmp_path):
+    data = {"id": "db1", "transition": "t", "patch": MODULE, "direction": "apply", "seconds": 9.0, "times": None}
+    data.update(boot_id=overview()["boot_id"], kernelrelease="x", _stamp="2026-11-02T00:00:00.000000+00:00")
+    lines = tmp_path / "events"
+    lines.write_text(json.dumps({"tag": "salt/beacon/db1/kgraft/finished", "data": data}) + "\n")
+    runner.__opts__.update({"event_return": "rawfile_json", "rawfile_json.filename": str(lines)})
+    with open(runner.evidence()["file"], encoding="utf-8") as file:
+        kept = json.load(file)
+    assert kept["history"] is None
+    assert kept["machines"]["db1"]["patches"][MODULE]["settled_by"] == "the beacon's history"
 
 
 def test_names_are_asked_for_only_if_wished(runner):
