@@ -19,7 +19,7 @@ CLASSES = {
 }
 # fmt: on
 SHOUTED = ("end of support past", "unpatched", "stuck", "failed", "open")
-QUIET = ("settled", "done", "fixed by a live patch", "fixed by the kernel", "not affected")
+QUIET = ("settled", "fixed by a live patch", "fixed by the kernel", "not affected")
 VERDICTS = (  # by urgency
     (4, "Not good: some machines are stuck."),
     (2, "Not good: not all machines are patched."),

@@ -769,10 +769,10 @@ def rollout(name, number=None):
         Only the wave of this number, and whether no more of it have failed or are missing than the plan allows. A
         machine in transition has the time of the soak. Default: None, all of the plan
 
-    Returns what :py:func:`verify` does, without the machines that are done, and with these classes: ``done``;
-    ``failed``; ``stuck``; ``missing``, which gave no answer any more after their wave began; ``untouched``, whose wave
-    has not begun; ``left out``, which did not answer when the roll-out began; ``gone``, of which this master has no key
-    any more, and which is no failure; ``excepted``.
+    Returns what :py:func:`verify` does, with these classes: ``done`` (in an orchestration and through Salt's API their
+    ``machines`` are not in the data); ``failed``; ``stuck``; ``missing``, which gave no answer any more after their
+    wave began; ``untouched``, whose wave has not begun; ``left out``, which did not answer when the roll-out began;
+    ``gone``, of which this master has no key any more, and which is no failure; ``excepted``.
 
     CLI Example:
 
@@ -806,11 +806,11 @@ def _begin(file, saved, sizes):
 
 
 def _progress(found):
-    """What is said of a roll-out. An orchestration prints all of it, so machines that are done are only counted."""
+    """What is said of a roll-out. An orchestration prints all data, so there who is done is only counted."""
     lines, counts = reports.table(found, plans.CLASSES)
     code, words = reports.verdict({plans.CLASSES[name] for name in counts}, found)
     told = {"retcode": code, "report": [*lines, f"{len(found):>4} asked", words], "asked": len(found), "counts": counts}
-    return {**told, "machines": {machine: about for machine, about in found.items() if about["class"] != "done"}}
+    return {**told, "machines": {name: about for name, about in found.items() if about["class"] != "done" or _typed()}}
 
 
 def _look(name, last, first=1):
