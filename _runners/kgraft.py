@@ -47,7 +47,7 @@ import salt.version
 __virtualname__ = "kgraft"
 
 # The version of the execution module that is asked: a test compares them.
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 DAY = 24 * 3600
 OVERVIEW = "kgraft.overview"
 
