@@ -315,7 +315,9 @@ def test_what_absent_takes_away_and_a_sync_after_it_leave_nothing(unpacked, bund
     assert server.job("mine.get", server.minion.id, "kgraft.status") == {}
     server.job("saltutil.refresh_pillar", wait=True)
     assert "kgraft" not in str(server.job("beacons.list", return_yaml=False))
-    server.apply("kgraft.absent")
+    # with Salt 3006 the beacon of the pillar runs on until the next refresh of the modules
+    server.job("saltutil.refresh_modules", refresh_pillar=False)
+    until(lambda: not any(one["changes"] for one in server.apply("kgraft.absent").values()))
     again = server.apply("kgraft.absent")
     assert {name: (one["result"], one["changes"]) for name, one in again.items()} == dict.fromkeys(again, (True, {}))
 
