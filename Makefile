@@ -8,12 +8,13 @@ SALT ?= 3008
 SUITE ?= trixie
 UV := .venv/uv/bin/uv
 PY := .venv/$(SALT)/bin/python
+VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' _modules/kgraft.py)
 # tests at a time: some wait, so one more than there are processors
 JOBS ?= $(shell expr $$(nproc) + 1)
 SALT_3006 := $(shell $(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 12) and print(".venv/3006/.test")')
 # the tests' Salt writes no bytecode itself, and without any each call of it takes three times as long
 export UV_COMPILE_BYTECODE := 1
-MINION_FILES := $(wildcard _modules _states _beacons _runners) saltext
+MINION_FILES := $(wildcard _modules _states _beacons _runners formula/*/*.sls) saltext
 
 # $(call step,NAME,COMMANDS): says what runs and how long it took; .ci/run reads $STAGE_TIMES
 define step
@@ -32,7 +33,7 @@ TEMP ?= $(shell ! grep -q ' /dev/shm .*noexec' /proc/mounts && [ $$(df --output=
 # $(call pytest,SALT,ARGUMENTS): in a temporary directory with a short name, as unix sockets need, and removed after
 pytest = tmp=$$(mktemp -d $(TEMP)/kg.XXXX); trap '$(ROOT) rm -rf "$$tmp"' EXIT; $(ROOT) env TMPDIR=$$tmp .venv/$(1)/bin/python -m pytest $(2)
 
-.PHONY: help setup test test-unit test-functional test-integration test-all test-outside test-3006 test-kernel soak demo picture try-fresh bench docs lint format clean
+.PHONY: help setup test test-unit test-functional test-integration test-all test-outside test-3006 test-kernel soak demo picture bundle rpm release-check try-fresh bench docs lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +124,33 @@ demo:  ## from a machine without a live patch to a settled one, told as a story;
 
 picture: .venv/3008/.outside .venv/browser  ## the page of the fleet as README shows it: docs/page.png
 	@$(PY) -m lab.picture
+
+bundle:  ## dist/saltext-kgraft-VERSION.tar.gz of the last commit, to unpack on a server that is a container
+	$(call step,bundle,mkdir -p dist; tree=$$(mktemp -d); trap "rm -rf $$tree" EXIT; \
+	place() { git archive --prefix="$$1/" "HEAD:$$2" $${@:3} | tar -x -C $$tree; }; \
+	place srv/salt "" _modules _states _beacons _runners; \
+	place srv/salt formula kgraft; \
+	place srv/salt/kgraft examples/states/kgraft absent.sls; \
+	place srv/formula_metadata/kgraft formula form.yml metadata.yml pillar.example; \
+	place srv/formula_metadata/kgraft "" LICENSE; \
+	place etc/salt/master.d packaging kgraft.conf; \
+	cd $$tree; find * -type f | sort | tar -c --owner=0 --group=0 --mode=0644 -T - | gzip -n > $(CURDIR)/dist/saltext-kgraft-$(VERSION).tar.gz)
+
+# the changelog goes into the spec as the Open Build Service puts it there
+rpm: .venv/3008/.test .venv/debian  ## dist/rpm/*.rpm of the last commit, by rpmbuild and rpmlint
+	$(call step,rpm,rm -rf dist/rpm; mkdir -p dist/rpm; spec=dist/rpm/saltext-kgraft.spec; \
+	git archive --prefix=saltext-kgraft-$(VERSION)/ -o dist/rpm/saltext-kgraft-$(VERSION).tar.gz HEAD; \
+	git show HEAD:packaging/saltext-kgraft.spec > $$spec; git show HEAD:packaging/saltext-kgraft.changes | sed -E \
+	"/^---/d; s/^(\w+ \w+ +[0-9]+) [0-9:]+ UTC ([0-9]+) - /* \1 \2 /; s/%/%%/g" >> $$spec; \
+	rpmbuild -ba --nodeps --define "_topdir $(CURDIR)/dist/rpm/build" --define "_sourcedir $(CURDIR)/dist/rpm" \
+	--define "_rpmdir $(CURDIR)/dist/rpm" --define "_srcrpmdir $(CURDIR)/dist/rpm" \
+	--define "_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm" --define "__brp_compress %{nil}" \
+	--define "kgraft_python $(abspath $(PY))" $(RPMBUILD) $$spec \
+	> dist/rpm/build.log 2>&1 || { tail -n 40 dist/rpm/build.log; exit 1; }; \
+	rpmlint --strict --config packaging/rpmlint.toml dist/rpm/*.rpm $$spec)
+
+release-check:  ## what is missing for a release, a line for each thing
+	@$(PYTHON) packaging/release.py check
 
 try-fresh:  ## a new Debian machine, by debootstrap: SUITE=bookworm or trixie, TARGETS="demo test", WHO="root user"
 	@WHO="$(WHO)" .ci/try-fresh $(SUITE) $(TARGETS)

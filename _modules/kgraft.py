@@ -33,7 +33,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "kgraft"
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 
 def _room(name, **others):

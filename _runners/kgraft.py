@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 __virtualname__ = "kgraft"
 
 # The version of the execution module that is asked: a test compares them.
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 DAY = 24 * 3600
 OVERVIEW = "kgraft.overview"
 

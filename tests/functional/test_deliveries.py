@@ -8,6 +8,9 @@ import sys
 import venv
 
 import pytest
+import salt.config
+
+from tests.support.clone import commit, copy_of_the_checkout
 
 KINDS = ("modules", "states", "beacons", "runners")
 
@@ -72,18 +75,7 @@ def expected(repo):
 @pytest.fixture(scope="module")
 def source(repo, tmp_path_factory):
     """The files under version control and the new ones beside them, as a clone would have them."""
-    copy = tmp_path_factory.mktemp("source") / "saltext-kgraft"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=repo,
-        check=True,
-        capture_output=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (repo / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((repo / name).read_bytes())
-    return copy
+    return copy_of_the_checkout(tmp_path_factory.mktemp("source") / "saltext-kgraft")
 
 
 class Environment:
@@ -170,10 +162,7 @@ def test_who_syncs_the_checkout_loads_every_function(environment, repo, expected
 
 
 def test_who_syncs_from_gitfs_loads_every_function(environment, source, repo, expected, config_dir):
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com", "-C", source]
-    run([*git, "init", "--quiet", "--initial-branch=main"])
-    run([*git, "add", "--all"])
-    run([*git, "commit", "--quiet", "--message=as it is"])
+    commit(source)
     gitfs = {"fileserver_backend": ["gitfs"], "gitfs_remotes": [f"file://{source}"], "gitfs_base": "main"}
     configure(config_dir, file_roots={}, **gitfs)
     extmods = environment.sync(config_dir)
@@ -204,6 +193,23 @@ def test_a_master_whose_runner_dirs_name_the_folder_loads_every_runner(environme
 
     loaded = environment.load(config_dir, expected)
     assert_delivered(loaded, expected, repo, source / "_runners", kinds=["runners"])
+
+
+def test_our_drop_in_adds_to_those_of_others_and_takes_no_file_root_away(tmp_path, source):
+    """In master.d a list is added to those of other files there, and replaces what /etc/salt/master has of it."""
+    drop_ins = tmp_path / "master.d"
+    drop_ins.mkdir()
+    (tmp_path / "master").write_text("file_roots: {base: [/srv/own]}\nrunner_dirs: [/srv/own-runners]\n")
+    ours = source / "packaging" / "kgraft.conf"
+    (drop_ins / ours.name).write_text(ours.read_text())
+    (drop_ins / "susemanager.conf").write_text("runner_dirs: [/usr/share/susemanager/modules/runners]\n")
+    config = salt.config.master_config(str(tmp_path / "master"))
+    assert config["file_roots"]["base"] == ["/srv/own"]
+    assert config["runner_dirs"] == ["/srv/salt/_runners", "/usr/share/susemanager/modules/runners"]
+
+    (drop_ins / "roots.conf").write_text("file_roots: {base: [/usr/share/salt-formulas/states]}\n")
+    config = salt.config.master_config(str(tmp_path / "master"))
+    assert config["file_roots"]["base"] == ["/usr/share/salt-formulas/states"]
 
 
 def test_module_dirs_that_name_the_checkout_load_every_function(environment, source, repo, expected, config_dir):

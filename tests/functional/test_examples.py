@@ -5,6 +5,7 @@ may send: the same functions on the same targets come out as from harmless ones,
 
 import copy
 import fnmatch
+import functools
 import itertools
 import json
 import logging
@@ -102,6 +103,16 @@ def cves(number):
 
 
 REACTORS = dict(reactors())
+# What a machine has, which examples/states/kgraft/absent.sls asks; here is neither a minion nor a bus to answer.
+MACHINE = {
+    "beacons.list": {"kgraft": [], "on\ncall: 'x'": [{"beacon_module": "kgraft"}], "load": [{"interval": 1}]},
+    "schedule.list": {
+        '"]\nx': {"function": "kgraft_metrics.write", "kwargs": {"directory": "/a\nb: {{ c }}"}},
+        "other": {"function": "test.ping"},
+        "enabled": True,
+    },
+    "mine.get": {"minion": {"state": "ready"}},
+}
 # For each branch of a file two pillars, or two events and the minions of their tags, that have nothing in common.
 HARMLESS = {
     **{
@@ -112,6 +123,8 @@ HARMLESS = {
     "orchestrate/rollout.sls": [[rollout(1, 1, 2), rollout(2, 1, 2)], [rollout(1), rollout(2)]],
     "states/kgraft/init.sls": [[patched(1), patched(2)]],
     "states/kgraft/cves.sls": [[cves(1), cves(2)]],
+    # which asks the machine, and takes nothing from the pillar
+    "states/kgraft/absent.sls": [[patched(1), patched(2)]],
 }
 
 # -- what is hostile
@@ -222,6 +235,9 @@ def compiled(salt_factories, make_loaders, kernel, templates):
     opts = dict(loaders.opts, grains=loaders.grains)
     # A module of Salt keeps the options of what loaded it last under a name: another name here, and the master last.
     functions = salt.loader.minion_mods(opts, loaded_base_name="minion")
+    for name, answer in MACHINE.items():
+        assert name in functions
+        functions._dict[name] = functools.partial(lambda answer, *_, **__: answer, answer)
     minions = salt.loader.render(opts, functions, loaded_base_name="minion")
     packs = [functions["pillar.get"].loader.pack, minions["jinja"].loader.pack]
     # the runner of a master, which is not there
@@ -460,3 +476,16 @@ def test_a_value_that_decides_has_its_type_checked(name, field, values, done, co
     for value in values:
         low = compiled(name, put(HARMLESS[name][0][0], field.split("."), value))
         assert sorted(f"{one['state']}.{one['fun']}" for one in low) == done, value
+
+
+def test_what_is_taken_away_is_what_is_of_kgraft_whatever_its_name(compiled):
+    low = compiled("states/kgraft/absent.sls", {})
+    done = {(f"{one['state']}.{one['fun']}", one["name"]) for one in low if one["state"] in ("beacon", "schedule")}
+    beacons = {("beacon.absent", name) for name in ("kgraft", "on\ncall: 'x'")}
+    assert done == {*beacons, ("schedule.absent", '"]\nx')}
+    mine = [one["mine.delete"][0]["fun"] for one in low if one["state"] == "module"]
+    assert sorted(mine) == ["kgraft.overview", "kgraft.status", "kgraft.summary"]
+    files = [one["name"] for one in low if one["state"] == "file"]
+    metrics = {"/var/lib/prometheus/node-exporter/kgraft.prom", "/a\nb: {{ c }}/kgraft.prom"}
+    assert metrics == {name for name in files if not name.endswith("/minion.d/kgraft.conf")}
+    assert len(files) == 3

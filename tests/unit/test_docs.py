@@ -14,6 +14,7 @@ KINDS = ("_modules", "_states", "_beacons", "_runners")
 # what a user meets; a file that begins with _ is a room of one of these
 FILES = sorted(path.relative_to(REPO) for kind in KINDS for path in (REPO / kind).glob("[!_]*.py"))
 PAGES = [*REPO.glob("README.md"), *sorted((REPO / "docs").glob("*.md"))]
+SLS = {f"kgraft.{path.stem}" for path in (REPO / "examples" / "states" / "kgraft").glob("*.sls")}
 EVENTS = {"started", "finished", "stuck", "error"}
 
 
@@ -61,6 +62,9 @@ def call_arguments(command, name):
 
 def assert_calls_exist(command, everything):
     for name in re.findall(r"(?<![\w.:/-])(kgraft\w*\.[a-z]\w*)(?![\w.(])", command):
+        if f"state.apply {name}" in command:
+            assert name in SLS, f"there is no SLS {name}: {command}"
+            continue
         assert name in everything, f"{name} does not exist: {command}"
         if name in shlex.split(command, comments=True) and command.split()[0] in (
             "salt",

@@ -11,6 +11,7 @@ import pytest
 REPO = pathlib.Path(__file__).resolve().parent.parent.parent
 FOLDERS = sorted(path for path in REPO.glob("_*") if path.is_dir() and path.name != "__pycache__")
 MINION_FILES = [path for folder in FOLDERS for path in sorted(folder.glob("*.py"))]
+SLS = [REPO / "formula" / "kgraft" / "init.sls"]  # Python, too
 ROOMS = [path for path in MINION_FILES if path.name.startswith("_")]
 PUBLIC_FILES = [path for path in MINION_FILES if path not in ROOMS]
 
@@ -40,7 +41,7 @@ def test_a_folder_that_minions_load_has_modules_only(folder):
     assert not (folder / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("path", MINION_FILES, ids=name_of)
+@pytest.mark.parametrize("path", [*MINION_FILES, *SLS], ids=name_of)
 def test_minions_need_python_3_6_only(path):
     vermin = pathlib.Path(sys.executable).parent / "vermin"
     command = [vermin, "-t=3.6-", "--violations", "--no-tips", path]
@@ -48,7 +49,7 @@ def test_minions_need_python_3_6_only(path):
     assert judged.returncode == 0, judged.stdout
 
 
-@pytest.mark.parametrize("path", MINION_FILES, ids=name_of)
+@pytest.mark.parametrize("path", [*MINION_FILES, *SLS], ids=name_of)
 def test_minions_need_the_standard_library_and_salt_only(path):
     text = path.read_text("utf-8")
     imported = set()

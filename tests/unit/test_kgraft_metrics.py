@@ -8,7 +8,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 READY = {
     "observed": "2026-11-23T02:10:00Z",
-    "version": "0.1.0",
+    "version": "0.2.0",
     "state": "ready",
     "abi": "livepatch",
     "kernelrelease": "5.14.21-150500.55.19-default",
@@ -52,7 +52,7 @@ def test_all_that_is_known_is_a_series(metrics, tmp_path):
     assert series == {
         "kgraft_up": "1",
         "kgraft_observed_timestamp_seconds": "1795399800",
-        'kgraft_info{abi="livepatch",kernelrelease="5.14.21-150500.55.19-default",version="0.1.0"}': "1",
+        'kgraft_info{abi="livepatch",kernelrelease="5.14.21-150500.55.19-default",version="0.2.0"}': "1",
         "kgraft_transition_in_progress": "0",
         "kgraft_blocking_tasks": "0",
         "kgraft_blocking_complete": "1",
@@ -76,7 +76,7 @@ def test_a_kernel_without_live_patching_is_up_and_has_no_state(metrics):
     _, series, _ = metrics(**NOTHING)
     assert (
         series["kgraft_up"],
-        series['kgraft_info{abi="none",kernelrelease="5.14.21-150500.55.19-default",version="0.1.0"}'],
+        series['kgraft_info{abi="none",kernelrelease="5.14.21-150500.55.19-default",version="0.2.0"}'],
     ) == ("1", "1")
     assert not any("transition" in name or "blocking" in name or "patch" in name for name in series)
 

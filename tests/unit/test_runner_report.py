@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+from tests.support.load import load_file
+
 NOW = calendar.timegm((2026, 11, 23, 12, 0, 0))
-VERSION = "0.1.0"
+VERSION = load_file("_runners/kgraft.py").VERSION
 
 
 def ago(seconds, form="%Y-%m-%dT%H:%M:%SZ"):
@@ -147,7 +149,7 @@ OLD, AHEAD = ago(90000), ago(-100)
         (moving(7300), "stuck", "nothing was found that blocks"),
         # a transition comes before all that is about packages
         (moving(7300, package=None), "stuck", "nothing was found that blocks"),
-        (overview(version="0.0.9"), "not synced", "0.0.9, not 0.1.0: run saltutil.sync_all"),
+        (overview(version="0.0.9"), "not synced", f"0.0.9, not {VERSION}: run saltutil.sync_all"),
         (overview(version="0.0.9", state="in_progress"), "not synced", "0.0.9"),
         ("'kgraft.overview' is not available.", "not synced", "run saltutil.sync_all"),
         ("Traceback (most recent call last):\nTypeError: 'str' object is not callable\n", "not synced", "sync_all"),
