@@ -53,9 +53,10 @@ def ask(client, target, tgt_type, calls, timeout, gather_job_timeout, accepted):
     late = set(found) - asked
     if late and knows_all:  # this master did not know yet that the target matches them
         late &= set(accepted())
-    answers = {machine: told for machine, told in found.items() if machine in asked | late}
+    asked |= late
+    answers = {machine: told for machine, told in found.items() if machine in asked}
     silent = dict.fromkeys(asked - set(answers), f"nothing in {timeout} s")
-    return Fleet(asked | late if knows_all else None, answers, silent)
+    return Fleet(asked if knows_all else None, answers, silent)
 
 
 def remember(mine, accepted, function, max_age, now):
