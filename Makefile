@@ -131,6 +131,7 @@ bundle:  ## dist/saltext-kgraft-VERSION.tar.gz of the last commit, to unpack on 
 	place srv/salt "" _modules _states _beacons _runners; \
 	place srv/salt formula kgraft; \
 	place srv/salt/kgraft examples/states/kgraft absent.sls; \
+	place srv/salt/kgraft examples/orchestrate rollout.sls; \
 	place srv/formula_metadata/kgraft formula form.yml metadata.yml pillar.example; \
 	place srv/formula_metadata/kgraft "" LICENSE; \
 	place etc/salt/master.d packaging kgraft.conf; \

@@ -25,7 +25,8 @@ OPTIONS = (
 UNABLE = ("no answer", "unavailable", "not synced", "failed")
 # how far a machine is, in the order of the lines, and the exit code that it makes
 CLASSES = {"done": 0, "stuck": 4, "failed": 2, "untouched": 2, "missing": 3, "left out": 3, "gone": 0, "excepted": 0}
-COMMAND = 'salt-run state.orchestrate examples.orchestrate.rollout pillar=\'{{"rollout": "{}"}}\''
+# what carries a plan out, as the formula brings it and as a checkout has it
+ORCHESTRATIONS = ("kgraft/rollout.sls", "examples/orchestrate/rollout.sls")
 
 
 def path(cachedir, name):
@@ -105,7 +106,13 @@ def extend(plan, found, answers, sizes):
         left = [machine for machine in left if machine not in wave.values()]
 
 
-def told(plan, found):
+def command(name, files):
+    """What a user types to carry a plan out, where the master has these files."""
+    sls = next((path for path in ORCHESTRATIONS if path in files), ORCHESTRATIONS[-1])
+    return 'salt-run state.orchestrate {} pillar=\'{{"rollout": "{}"}}\''.format(sls[:-4].replace("/", "."), name)
+
+
+def told(plan, found, files):
     """What is said of a plan, and the waves that have something left to do."""
     waves, report = [], []
     for number, machines in enumerate(plan["waves"], 1):
@@ -123,7 +130,7 @@ def told(plan, found):
     ids = [machine for machine, about in found.items() if about["class"] == "excepted"]
     report += [f"{len(ids):>4} {'excepted':<19} {fleets.names(ids)}"] if ids else []
     report += [f"{len(waves)} waves have something to do, with {len(waves) * plan['soak'] / 3600:.1f} h of soak."]
-    report += ["To carry it out: " + COMMAND.format(plan["name"])]
+    report += ["To carry it out: " + command(plan["name"], files)]
     return {"retcode": 3 if plan["left_out"] else 0, "report": report, "plan": plan, "waves": waves}
 
 

@@ -783,7 +783,9 @@ def rollout(name, number=None):
     _, saved, found = _look(name, number, number)
     told = _progress(found)
     if number is None:
-        told["report"] += ["To go on: " + plans.COMMAND.format(saved["name"])] if told["retcode"] else []
+        told["report"] += (
+            ["To go on: " + plans.command(name, __salt__["fileserver.file_list"]())] if told["retcode"] else []
+        )
         return told
     why = plans.beyond(saved, found, ("failed", "missing"))
     words = f"Wave {number}: " + (why or "no more have failed or are missing than the plan allows") + "."
@@ -802,7 +804,7 @@ def _begin(file, saved, sizes):
     # restarts before it are no matter
     saved.update(since=time.time(), begun=dict.fromkeys(saved["begun"]))
     plans.save(file, saved)
-    return plans.told(saved, found)
+    return plans.told(saved, found, __salt__["fileserver.file_list"]())
 
 
 def _progress(found):

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -233,6 +234,12 @@ def test_an_unpacked_bundle_is_all_that_a_server_needs(unpacked, event_listener)
     assert "is not available" in str(unpacked.job("kgraft.overview"))
     unpacked.sync()
     works(unpacked, event_listener)
+    plan = unpacked.run("kgraft.plan", unpacked.minion.id, "name=x", f"canaries={unpacked.minion.id}", "soak=0")
+    assert plan.returncode == 0, plan.data
+    words = shlex.split(plan.data["report"][-1].partition(": salt-run ")[2])
+    assert words[1] == "kgraft.rollout"
+    done = unpacked.run(*words)
+    assert done.returncode == 0, done.data
 
 
 @pytest.mark.smoke

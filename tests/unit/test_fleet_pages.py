@@ -90,6 +90,7 @@ def runner(load, tmp_path, monkeypatch):
     }
     picture.keep(picture.fleet(tmp_path)[1], tmp_path / "events.jsonl")
     runner = load("_runners/kgraft.py", __opts__=opts)
+    runner.__salt__["fileserver.file_list"] = list
     assert runner.VERSION == VERSION
     monkeypatch.setattr(runner.time, "time", lambda: NOW)
     monkeypatch.setattr(runner.pages, "write", lambda path, text: None)

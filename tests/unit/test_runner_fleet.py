@@ -124,6 +124,7 @@ def test_no_share_is_refused_by_name(fleets, value):
 def runner(load, monkeypatch):
     """The runner, called through Salt's API, whose only machine is settled; ``runner.client`` is the client it uses."""
     runner = load("_runners/kgraft.py", __opts__=dict(OPTS))
+    runner.__salt__["fileserver.file_list"] = list
     told = overview(supported_until=None)
     runner.answer = {"kgraft.overview": told, "kgraft_pkg.check": checked(), "state.apply": {"x": state()}}
     runner.client = client_of(["db1"])

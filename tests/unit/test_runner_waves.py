@@ -132,7 +132,19 @@ def test_who_went_down_before_the_first_wave_is_left_out_and_who_was_deleted_is_
     plans.extend(plan, found, dict.fromkeys(found), ["100%"])
 
     assert (plan["waves"], plan["left_out"]) == ([["db000"], ["db001", "db002", "db003"]], ["db002"])
-    assert [wave["machines"] for wave in plans.told(plan, found)["waves"]] == [["db000"], ["db001"]]
+    assert [wave["machines"] for wave in plans.told(plan, found, [])["waves"]] == [["db000"], ["db001"]]
+
+
+@pytest.mark.parametrize(
+    ("files", "sls"),
+    [
+        ([], "examples.orchestrate.rollout"),
+        (["examples/orchestrate/rollout.sls"], "examples.orchestrate.rollout"),
+        (["examples/orchestrate/rollout.sls", "kgraft/rollout.sls"], "kgraft.rollout"),
+    ],
+)
+def test_what_carries_it_out_is_named_as_this_master_has_it(plans, files, sls):
+    assert plans.command("x", files) == f'salt-run state.orchestrate {sls} pillar=\'{{"rollout": "x"}}\''
 
 
 @pytest.mark.parametrize(
