@@ -54,7 +54,8 @@ def master(salt_factories, file_root, place):
     )
     factory = salt_factories.salt_master_daemon(
         random_string("history-master-"),
-        overrides={**MASTER, "timeout": 10, "file_roots": {"base": [str(file_root)]}, **options},
+        # a page that is asked for while the minions start waits for them
+        overrides={**MASTER, "timeout": 10, "gather_job_timeout": 5, "file_roots": {"base": [str(file_root)]}, **options},
     )
     with factory.started():
         yield factory
