@@ -378,7 +378,8 @@ def reboot(must=None, timeout=300):
               newer kernel, too
             * a live patch was reverted and no other one replaced it, or the kernel is marked as unsupported and no
               loaded module accounts for that: SUSE's kernels do so when a live patch is reverted
-            * a transition was forced, by the kernel's log of this boot, as far back as that reaches
+            * a transition was forced, by the kernel's log of this boot, as far back as that reaches; with
+              ``kgraft.root`` it is not looked at, for it is that of ``/``
         ``unknown``
             none of these, and something could not be told: which kernel comes (see below), a changelog, an update, how
             severe a CVE is, what a loaded patch fixes, or zypper is at work

@@ -21,7 +21,15 @@ if typing.TYPE_CHECKING:  # handed in
 FORMAT = 1
 FILE = re.compile(r"kgraft-evidence-([0-9]{6}|[1-9][0-9]{6,8})\.json")
 NAMESPACE = "kgraft-evidence"
-GRAINS = ("machine_id", "fqdn", "serialnumber", "osfinger")
+# what each machine is asked, beside kgraft.overview and the CVEs
+CALLS = {
+    "grains.item": (("machine_id", "fqdn", "serialnumber", "osfinger"), {}),
+    "kgraft.patches": ((), {}),
+    "kgraft.status": ((), {}),
+    "kgraft_probe.last": ((), {}),
+    "kgraft_security.dates": ((), {}),
+    "kgraft_security.fixes": ((), {}),
+}
 OF_OVERVIEW = "version observed kernelrelease boot_id state direction running package supported_until reboot notes"
 _SECONDS = 60
 
@@ -40,37 +48,37 @@ def plain(value, depth=6):
     return fleets.line(value, 1000)
 
 
-def record(answer, about, cves, transitions):
+def record(answer, about, cves, transitions, names):
     """
     Return what is kept of a machine: its answers to all functions, what is said ``about`` it and its ``cves``, and its
-    ``transitions`` that the beacon saw finish, the oldest first.
+    ``transitions`` that the beacon saw finish, the oldest first. ``names`` says whether those of tasks are kept.
     """
     told = {name: value for name, value in answer.items() if isinstance(value, dict)}
     overview, dates = told.get("kgraft.overview", {}), told.get("kgraft_security.dates", {})
     kept = {key: about[key] for key in ("class", "why", "instead_of") if key in about}
     kept.update((key, overview.get(key)) for key in OF_OVERVIEW.split())
     blocking = overview.get("blocking")
-    if isinstance(blocking, dict) and not any("name" in task for task in blocking.get("tasks") or ()):
-        blocking = {key: blocking.get(key) for key in ("count", "complete")}
-    kept.update(blocking=blocking, identity=told.get("grains.item"), fixes=told.get("kgraft_security.fixes"))
-    kept.update(probes=told.get("kgraft_probe.last"), cves=cves, patches={})
+    kept["blocking"] = blocking if names or not blocking else {key: blocking[key] for key in ("count", "complete")}
+    kept.update(identity=told.get("grains.item"), fixes=told.get("kgraft_security.fixes"), cves=cves)
+    kept.update(probes=told.get("kgraft_probe.last"), patches={} if "kgraft.patches" in told else None)
     for module, patch in told.get("kgraft.patches", {}).items():
         one = dict(patch, **(dates.get("patches") or {}).get(module, {}))
         one = {key: one.get(key) for key in ("state", "version", "released", "installed", "settled")}
         one["settled_by"] = "the kernel's log" if one["settled"] else None
-        for seen in transitions:
+        for seen in transitions if one["state"] == "applied" else ():
             if (seen.patch, seen.boot_id, seen.direction) == (module, kept["boot_id"], "apply"):
                 one.update(settled=fleets.stamp(seen.last), settled_by="the beacon's history")
         released, settled = fleets.moment(one["released"]), fleets.moment(one["settled"])
         one["days"] = round((settled - released) / 86400, 1) if released and settled else None
         kept["patches"][module] = one
-    failed = {name: reports.instead(value, name) for name, value in answer.items() if isinstance(value, str)}
-    unread = [f"{name}: {why or 'is not loaded there'}" for name, why in sorted(failed.items())]
-    kept["unread"] = [*unread, *(dates.get("unread") or ())]
+    # where no figures were kept it answers with None
+    known = {*told, *(name for name in ["kgraft_probe.last"] if answer.get(name, name) is None)}
+    missed = [(name, reports.instead(answer.get(name), name)) for name in sorted({*CALLS, "kgraft.overview"} - known)]
+    kept["unread"] = [f"{name}: {why or 'is not loaded there'}" for name, why in missed] + (dates.get("unread") or [])
     return kept
 
 
-def records(answers, found, matrix, transitions):
+def records(answers, found, matrix, transitions, names):
     """Return ``{id: what is kept of it}``. An answer may be anything."""
     kept, finished = {}, {}
     for one in transitions:
@@ -80,7 +88,7 @@ def records(answers, found, matrix, transitions):
         answer = answer if isinstance(answer, dict) else {"kgraft.overview": answer}
         cves = {number: of[machine] for number, of in matrix.items()}
         try:
-            kept[machine] = plain(record(answer, found[machine], cves, finished.get(machine, ())))
+            kept[machine] = plain(record(answer, found[machine], cves, finished.get(machine, ()), names))
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
             kept[machine] = dict(found[machine], cves=cves, unread=["its answer cannot be understood"])
     return kept

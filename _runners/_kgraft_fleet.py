@@ -5,8 +5,10 @@ The fleet: whom was asked, what each machine answered, and who did not.
 import collections
 import contextlib
 import datetime
+import os
 import re
 import sys
+import tempfile
 import time
 
 import salt.utils.files
@@ -137,3 +139,16 @@ def names(machines, most=10):
     """As "db1 db2 (+17)"."""
     more = len(machines) - most
     return " ".join(sorted(machines)[:most]) + (f" … (+{more})" if more > 0 else "")
+
+
+def write(path, text):
+    """Put a text there whole or not at all, for its owner and group: who is not patched is nobody else's business."""
+    handle, new = tempfile.mkstemp(prefix=".kgraft.", dir=os.path.dirname(path))
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            os.fchmod(handle, 0o640)
+            file.write(text)
+        os.replace(new, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)

@@ -6,10 +6,7 @@ and the one script that are named by their hashes. So there is no ``style`` attr
 """
 
 import base64
-import contextlib
 import hashlib
-import os
-import tempfile
 import time
 import typing
 
@@ -342,16 +339,3 @@ def _bar(one, start, now):
     width = max(round(end - begin, 1), 4)
     place = {"x": min(begin, WIDTH - width), "width": width, "top": 3 if one.stuck else 6}
     return dict(place, look=_look(one), text=text)
-
-
-def write(path, text):
-    """Put the page there whole or not at all, for its owner and group."""
-    handle, new = tempfile.mkstemp(prefix=".kgraft.", dir=os.path.dirname(path))
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            os.fchmod(handle, 0o640)
-            file.write(text)
-        os.replace(new, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)

@@ -8,9 +8,6 @@ import os
 import re
 import typing
 
-import salt.utils.atomicfile
-import salt.utils.files
-
 if typing.TYPE_CHECKING:  # handed in
     from . import _kgraft_fleet as fleets
 
@@ -48,11 +45,8 @@ def load(file):
 
 
 def save(file, plan):
-    """Whole or not at all, and not for everybody to read: it says who is not patched."""
-    with salt.utils.files.set_umask(0o027):
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        with salt.utils.atomicfile.atomic_open(file) as text:
-            json.dump(plan, text, indent=1)
+    os.makedirs(os.path.dirname(file), 0o750, exist_ok=True)
+    fleets.write(file, json.dumps(plan, indent=1))
 
 
 def check(plan):

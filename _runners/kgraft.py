@@ -330,7 +330,7 @@ def cves(
     .. code-block:: bash
 
         salt-run kgraft.cves CVE-2016-5195 CVE-2017-1000364
-        salt-run kgraft.cves CVE-2016-5195 target='db*' not_affected='[4.4.180-*]' csv=/root/fixes.csv
+        salt-run kgraft.cves CVE-2016-5195 target='db*' not_affected='[4.4.180-*]' csv=fixes.csv
     """
     wanted = matrices.numbers(cves)
     never = _list("not_affected", not_affected)
@@ -387,8 +387,9 @@ def evidence(
     ``format``, ``number``, ``previous``
         1; the file's number; ``{file, sha256}`` of the one before it, null for the first
     ``asked``
-        ``{at, by, on, target, tgt_type, expected, cves, not_affected, version, salt}``: when, by which user, on which
-        master, whom and for what, by which version of this runner and of Salt
+        ``{at, by, on, target, tgt_type, expected, cves, not_affected, version, salt, complete}``: when, by which user,
+        on which master, whom and for what, by which version of this runner and of Salt; False where there may be more
+        machines than the file has, since below syndics nobody knows who was asked
     ``history``
         why the beacon's history, as :py:func:`history` reads it, was not; null where it was
     ``machines``
@@ -419,24 +420,14 @@ def evidence(
     never = _list("not_affected", not_affected)
     if not isinstance(names, bool):
         raise ValueError(f"names={names!r}: must be True or False")
-    functions = (
-        "kgraft.patches",
-        "kgraft.status",
-        "kgraft_probe.last",
-        "kgraft_security.dates",
-        "kgraft_security.fixes",
-    )
-    calls = {
-        OVERVIEW: ((), {"names": names}),
-        "grains.item": (evidences.GRAINS, {}),
-        **dict.fromkeys(functions, ((), {})),
-    }
+    calls = {OVERVIEW: ((), {"names": names}), **evidences.CALLS}
     calls.update({"kgraft_security.cves": (wanted, {})} if wanted else {})
     now = time.time()
     asked = {"at": fleets.stamp(now), "by": globals().get("__user__"), "on": __opts__["id"], "target": target}
     asked.update(tgt_type=tgt_type, expected=expected, cves=wanted, not_affected=never)
     asked.update(version=VERSION, salt=salt.version.__version__)
     fleet = _ask(target, tgt_type, calls, timeout, gather_job_timeout, expected)
+    asked["complete"] = fleet.asked is not None
     exceptions, limits = _exceptions(now), reports.Limits(7200, DAY, 30)
     found = _found(fleet, lambda _, told: reports.by_packages(told, limits, now))
     matrix = matrices.matrix(fleet, wanted, never, *exceptions)
@@ -450,7 +441,7 @@ def evidence(
     kept = {
         "asked": evidences.plain(asked),
         "history": unkept,
-        "machines": evidences.records(fleet.answers, found, matrix, transitions),
+        "machines": evidences.records(fleet.answers, found, matrix, transitions, names),
         "no_answer": fleet.silent,
         "exceptions": {machine: entry for machine, entry in exceptions[0].items() if machine in found},
     }
@@ -610,7 +601,7 @@ def page(
     .. code-block:: bash
 
         salt-run kgraft.page
-        salt-run kgraft.page 'db*' path=/root/fleet.html names=True
+        salt-run kgraft.page 'db*' path=/srv/kgraft/db.html names=True
     """
     if path is not None and not (_typed() and os.path.isabs(str(path))):
         raise ValueError(f"path={path!r}: must be absolute, and is taken at the prompt only")
@@ -632,7 +623,7 @@ def page(
     try:
         if path == default:
             os.makedirs(os.path.dirname(path), 0o750, exist_ok=True)
-        pages.write(path, pages.html(told, asked, transitions, days, time.time(), unkept))
+        fleets.write(path, pages.html(told, asked, transitions, days, time.time(), unkept))
     except OSError as err:
         raise ValueError(f"cannot write {path}: {err}") from err
     return {"retcode": 0, "report": [path, told["report"][-1]], "path": path, "verdict": told["retcode"]}
@@ -783,9 +774,8 @@ def rollout(name, number=None):
     _, saved, found = _look(name, number, number)
     told = _progress(found)
     if number is None:
-        told["report"] += (
-            ["To go on: " + plans.command(name, __salt__["fileserver.file_list"]())] if told["retcode"] else []
-        )
+        if told["retcode"]:
+            told["report"].append("To go on: " + plans.command(name, __salt__["fileserver.file_list"]()))
         return told
     why = plans.beyond(saved, found, ("failed", "missing"))
     words = f"Wave {number}: " + (why or "no more have failed or are missing than the plan allows") + "."

@@ -39,7 +39,7 @@ def served(load):
         (root / "srv").mkdir()
         shutil.chown(root / "srv", group="www-data")
         (root / "srv").chmod(0o2750)
-        load("_runners/_kgraft_page.py").write(str(root / "srv/fleet.html"), "<title>Live patching</title>")
+        load("_runners/_kgraft_fleet.py").write(str(root / "srv/fleet.html"), "<title>Live patching</title>")
         yield root
 
 

@@ -46,10 +46,10 @@ def histories(load):
 def of(evidences):
     """Return ``of(answer, *transitions)``: what is kept of db1, which answered that."""
 
-    def kept(answer, *transitions):
+    def kept(answer, *transitions, names=False):
         found = {"db1": {"class": "settled", "why": "9-2.2", "running": "9-2.2"}}
         matrix = {number: {"db1": cell} for number, cell in CVES.items()}
-        return evidences.records({"db1": answer}, found, matrix, transitions)["db1"]
+        return evidences.records({"db1": answer}, found, matrix, transitions, names)["db1"]
 
     return kept
 
@@ -116,16 +116,35 @@ def test_days_are_told_only_of_two_times_that_are_known(of, key, value):
 
 def test_names_of_tasks_are_kept_only_where_they_were_asked_for(of):
     told = moving(60, task("user", "sapinit.service"))
-    assert of({**ANSWER, "kgraft.overview": told})["blocking"] == {"count": 1, "complete": True}
+    # by a minion that says more than it was asked
     told["blocking"]["tasks"][0].update(name="hdbindexserver", user="hdbadm", pid=4711)
-    assert of({**ANSWER, "kgraft.overview": told})["blocking"] == told["blocking"]
+    assert of({**ANSWER, "kgraft.overview": told})["blocking"] == {"count": 1, "complete": True}
+    assert of({**ANSWER, "kgraft.overview": told}, names=True)["blocking"] == told["blocking"]
+
+
+def test_a_patch_that_settled_once_and_moves_again_has_not_settled(of, histories):
+    seen = dict.fromkeys(histories.Transition._fields, "x")
+    seen.update(machine="db1", patch=MODULE, boot_id=overview()["boot_id"], direction="apply", ended="finished", last=1)
+    moves = {MODULE: {"state": "applying", "version": "9-2.2"}}
+    answer = {**ANSWER, "kgraft.patches": moves, "kgraft_security.dates": {"patches": {}, "unread": []}}
+    patch = of(answer, histories.Transition(**seen))["patches"][MODULE]
+    assert (patch["settled"], patch["settled_by"], patch["days"]) == (None, None, None)
 
 
 def test_what_could_not_be_asked_is_named(of):
     absent = "Traceback …\nTypeError: 'str' object is not callable"
-    kept = of({**ANSWER, "kgraft_security.fixes": "ERROR: rpm hangs", "kgraft_probe.last": absent})
-    assert kept["unread"] == ["kgraft_probe.last: is not loaded there", "kgraft_security.fixes: rpm hangs", "far: away"]
-    assert (kept["fixes"], kept["probes"]) == (None, None)
+    failed = {"kgraft_security.fixes": "ERROR: rpm hangs", "kgraft_probe.last": absent, "kgraft.patches": None}
+    answer = {**ANSWER, **failed}
+    del answer["grains.item"]
+    kept = of(answer)
+    assert kept["unread"] == [
+        "grains.item: its answer cannot be understood",
+        "kgraft.patches: its answer cannot be understood",
+        "kgraft_probe.last: is not loaded there",
+        "kgraft_security.fixes: rpm hangs",
+        "far: away",
+    ]
+    assert (kept["fixes"], kept["probes"], kept["patches"], kept["identity"]) == (None, None, None, None)
 
 
 @pytest.mark.parametrize("odd", HOSTILE)
@@ -338,6 +357,7 @@ def test_the_file_says_who_was_asked_who_did_not_answer_and_what_is_excepted(run
         "cves": ["CVE-2016-5195"],
         "not_affected": ["3.*"],
         "version": runner.VERSION,
+        "complete": True,
     }
     assert kept["history"] == "No history is kept: event_return of this master has no rawfile_json."
     assert kept["no_answer"] == {"db2": "nothing", "db3": "nothing"}
@@ -388,8 +408,8 @@ def test_a_place_that_cannot_be_written_is_exit_code_5(runner, directory):
     [
         (
             "salt.api",
-            "/root/fixes.csv",
-            "csv='/root/fixes.csv': must be the path of a file, and is written at the prompt",
+            "/srv/fixes.csv",
+            "csv='/srv/fixes.csv': must be the path of a file, and is written at the prompt",
         ),
         ("kgraft.cves", True, "csv=True: must be the path of a file"),
         ("kgraft.cves", "/nowhere/fixes.csv", "csv: cannot write /nowhere/fixes.csv: "),
@@ -418,6 +438,14 @@ def test_the_beacons_history_is_read_where_it_is_kept(runner, tmp_path):
         kept = json.load(file)
     assert kept["history"] is None
     assert kept["machines"]["db1"]["patches"][MODULE]["settled_by"] == "the beacon's history"
+
+
+def test_below_syndics_the_file_says_that_it_may_not_have_all(runner, monkeypatch):
+    monkeypatch.setattr(runner, "_ask", lambda *_: runner.fleets.Fleet(None, {"db1": ANSWER}, {}))
+    told = runner.evidence()
+    with open(told["file"], encoding="utf-8") as file:
+        assert json.load(file)["asked"]["complete"] is False
+    assert (told["retcode"], told["asked"]) == (3, None)
 
 
 def test_names_are_asked_for_only_if_wished(runner):
