@@ -55,7 +55,13 @@ def master(salt_factories, file_root, place):
     factory = salt_factories.salt_master_daemon(
         random_string("history-master-"),
         # a page that is asked for while the minions start waits for them
-        overrides={**MASTER, "timeout": 10, "gather_job_timeout": 5, "file_roots": {"base": [str(file_root)]}, **options},
+        overrides={
+            **MASTER,
+            "timeout": 10,
+            "gather_job_timeout": 5,
+            "file_roots": {"base": [str(file_root)]},
+            **options,
+        },
     )
     with factory.started():
         yield factory

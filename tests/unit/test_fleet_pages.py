@@ -93,7 +93,7 @@ def runner(load, tmp_path, monkeypatch):
     runner.__salt__["fileserver.file_list"] = list
     assert runner.VERSION == VERSION
     monkeypatch.setattr(runner.time, "time", lambda: NOW)
-    monkeypatch.setattr(runner.pages, "write", lambda path, text: None)
+    monkeypatch.setattr(runner.fleets, "write", lambda path, text: None)
 
     def ask(target, tgt_type, calls, *_):
         answers, silent = fleet()

@@ -87,7 +87,7 @@ def test_what_breaks_while_it_is_written_leaves_the_old_page(runner, tmp_path, m
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runner.pages.os, "fchmod", full)
+    monkeypatch.setattr(runner.fleets.os, "fchmod", full)
     told = runner.page(path=str(path))
     assert (told["retcode"], path.read_text()) == (5, "old")
     assert told["report"] == [f"cannot write {path}: [Errno 28] No space left on device"]

@@ -126,12 +126,13 @@ def test_newcomers_come_last_and_nobody_changes_their_wave(plans, planned):
 def test_who_went_down_before_the_first_wave_is_left_out_and_who_was_deleted_is_not(plans, planned):
     plan = planned(machines(4), sizes=["100%"])
     plan["since"] = 1.0
-    found = machines(2, db002="no answer", db003="no answer")
+    found = machines(2, db002="unavailable", db003="no answer", db004="no answer")
     found["db003"]["why"] = "this master has no key of it"
+    plan["waves"][1].append("db004")
 
     plans.extend(plan, found, dict.fromkeys(found), ["100%"])
 
-    assert (plan["waves"], plan["left_out"]) == ([["db000"], ["db001", "db002", "db003"]], ["db002"])
+    assert (plan["waves"][1], plan["left_out"]) == (["db001", "db002", "db003", "db004"], ["db002", "db004"])
     assert [wave["machines"] for wave in plans.told(plan, found, [])["waves"]] == [["db000"], ["db001"]]
 
 
@@ -410,6 +411,31 @@ def test_a_plan_is_made_carried_out_and_told(fleet):
     last = fleet.rollout("2026-12")
     assert (last["retcode"], last["counts"], last["machines"].keys()) == (0, {"done": 4, "gone": 1}, {"db3"})
     assert fleet.wave("2026-12", 0)["waves"] == []
+
+
+def test_of_the_canaries_none_may_fail_and_of_the_others_as_many_as_all_limits_allow(fleet):
+    limits = {"max_failed": 1, "max_stuck": 2, "max_missing": 3}
+    plan = fleet.plan("*", name="2026-12", canaries="db0", waves=["100%"], **limits)
+    assert [wave["allowed"] for wave in plan["waves"]] == [0, 6]
+
+
+def test_a_wave_that_cannot_end_in_time_does_not_begin(fleet, monkeypatch):
+    fleet.plan("*", name="2026-12", canaries="db0", not_after="04:30")
+    monkeypatch.setattr(fleet.plans, "late", lambda plan, now: f"{plan['not_after']} is near")
+    told = fleet.wave("2026-12", 1)
+    assert (told["retcode"], told["report"][-1]) == (2, "Wave 1 does not begin: 04:30 is near.")
+    assert fleet.rollout("2026-12")["counts"]["untouched"] == 4
+
+
+def test_who_is_gone_or_excepted_is_not_waited_for_when_a_wave_begins(fleet):
+    fleet.plan("*", name="2026-12", canaries="db0", waves=["100%"])
+    done(fleet, "db0")
+    fleet.wave("2026-12", 1)
+    told = fleet.well.pop("db3")
+    assert fleet.wave("2026-12", 2)["retcode"] == 0
+    # it comes back, as a new machine, of which no wave has begun
+    fleet.well["db3"] = told
+    assert fleet.rollout("2026-12")["machines"]["db3"]["class"] == "untouched"
 
 
 def test_below_syndics_a_plan_must_name_its_machines(fleet, monkeypatch):
