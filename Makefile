@@ -101,7 +101,7 @@ test-outside: .venv/3008/.outside .venv/debian .venv/browser  ## by other progra
 test-3006: $(SALT_3006) .venv/debian  ## functional tests and some of integration on Salt 3006, where Python is 3.10 or 3.11
 ifdef SALT_3006
 	$(call step,functional tests on Salt 3006,$(call pytest,3006,-n $(JOBS) tests/functional))
-	$(call step,integration tests on Salt 3006,$(call pytest,3006,tests/integration -m smoke))
+	$(call step,integration tests on Salt 3006,$(call pytest,3006,-n $(JOBS) tests/integration -m smoke))
 else
 	$(call step,Salt 3006,echo 'not tested: it needs Python 3.10 or 3.11 and $(PYTHON) is another'; [ -z "$$CI" ])
 endif
