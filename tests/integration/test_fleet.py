@@ -50,6 +50,12 @@ def cves(*cves):
     running = __salt__["kgraft.overview"]()["running"]
     return {cve: "fixed by kgraft_patch_2_2_1" if running == "2-2.1" else "open: =x 2-2.1" for cve in cves}
 
+def supported_until():
+    return "2999-12-31"
+
+def reboot():
+    return None
+
 def dates():
     when = {"released": "2026-11-01T00:00:00Z", "installed": None, "settled": "2026-11-02T00:00:00Z"}
     return {"patches": {"kgraft_patch_2_2_1": {"version": "2-2.1", **when}}, "unread": []}
