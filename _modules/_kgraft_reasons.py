@@ -23,15 +23,15 @@ if typing.TYPE_CHECKING:
 #   kind, letter, pid, abi   as kgraft.blocking and kgraft.abi give them
 #   name    a pattern for the name of the process or of a flagged thread
 #   stack   patterns for a function on the kernel stack of a thread that has not crossed
-#   foreign a function there is of a module that was not built with the kernel
+#   foreign a function there is of a module that was not built with the kernel, and is no live patch
 #   nobody  the list is empty
 #   before  the first release of the kernel that does not have it
 # elsewhere: the advice is about something else than the task, so it holds for a protected one, too.
 Row = namedtuple("Row", "why help source elsewhere signs")
 
-# The taints of a module (Documentation/admin-guide/tainted-kernels.rst): proprietary, built outside of the kernel's
-# tree, and SUSE's X, supported by somebody else.
-FOREIGN = "POX"
+# The taints of a module (Documentation/admin-guide/tainted-kernels.rst): proprietary, and built outside of the kernel's
+# tree. SUSE's X is none of them: modules of its own kernel have it, which a partner supports, as hv_netvsc.
+FOREIGN = "PO"
 
 PROTECTED = (
     "It is protected: do not restart it, and send it no signal. Wait. If it must go, put the cluster into maintenance"
@@ -90,6 +90,13 @@ ROWS = (
         " safe place to cross at.",
         "Ask its vendor, or who owns it here; stop the service that uses {module}, or unload it.",
         "SUSE's guide; bnc#962336, bnc#904871, bnc#906140",
+    ),
+    _row(
+        "kind=uninterruptible foreign=True",
+        "It waits in {module}, a module that was not built with the kernel, where no signal reaches it.",
+        "Ask its vendor, or who owns it here; mend what it waits for.",
+        "SUSE/qa_test_klp, TC11",
+        elsewhere=True,
     ),
     _row(
         "name=CPU?*/KVM abi=livepatch",
@@ -222,18 +229,18 @@ def explained(root, answer, patterns, until=None):
     """
     notes = []
     if answer["state"] == "in_progress":
-        abi = kernel.available(root).kernel.abi
+        look = kernel.available(root)
         release = files.word(os.path.join(root, "proc/sys/kernel/osrelease"))
         globs = poking.PROTECTED + poking.DATABASES
         patterns = patterns + [(field, glob) for glob in globs for field in ("name", "unit")]
         for task in answer["tasks"]:
             seen, unread = _look_at(root, task, until)
-            task["why"], task["help"] = explain(root, abi, release, seen, _is_protected(root, task, patterns))
+            task["why"], task["help"] = explain(root, look, release, seen, _is_protected(root, task, patterns))
             notes += [NO_STACKS] if unread and NO_STACKS not in notes else []
         if not answer["complete"]:
             notes.append(UNSEEN)
         elif not answer["tasks"]:
-            notes += explain(root, abi, release, {"nobody": True})
+            notes += explain(root, look, release, {"nobody": True})
     return dict(answer, note=" ".join(notes) or None)
 
 
@@ -263,14 +270,16 @@ def _is_protected(root, task, patterns):
         return True
 
 
-def explain(root, abi, release, seen, protected=False):
+def explain(root, look, release, seen, protected=False):
     """
     The reason and the advice, ``(why, help)``; None for what is not known.
 
     seen
         what there is to see of the signs, of which ``names`` and ``stack`` are lists
     """
-    seen = dict({"names": [], "stack": []}, **dict(seen, abi=abi, release=_release(release)))
+    seen = dict({"names": [], "stack": []}, **seen)
+    frames = [match.groups() for match in map(FRAME.search, seen["stack"]) if match]
+    seen.update(look=look, abi=look.kernel.abi, release=_release(release), frames=frames)
     for row in ROWS:
         module = _fits(root, row.signs, seen)
         if module is not None:
@@ -290,20 +299,22 @@ def _fits(root, signs, seen):
         return None
     if "name" in signs and not any(fnmatch.fnmatchcase(name, signs["name"]) for name in seen["names"]):
         return None
-    frames = [match.groups() for match in map(FRAME.search, seen["stack"]) if match]
     globs = signs["stack"].split(",") if "stack" in signs else []
-    if globs and not any(fnmatch.fnmatchcase(function, glob) for function, _ in frames for glob in globs):
+    if globs and not any(fnmatch.fnmatchcase(function, glob) for function, _ in seen["frames"] for glob in globs):
         return None
     if "foreign" not in signs:
         return ""
-    return next((module for _, module in frames if module and _is_foreign(root, module)), None)
+    return next((module for _, module in seen["frames"] if module and _is_foreign(root, seen["look"], module)), None)
 
 
-def _is_foreign(root, module):
+def _is_foreign(root, look, module):
     try:
-        return any(letter in files.word(os.path.join(root, "sys/module", module, "taint")) for letter in FOREIGN)
+        taint = files.word(os.path.join(root, "sys/module", module, "taint"))
     except OSError:
         return False
+    # kGraft's patches need not have the taint K
+    is_patch = "K" in taint or kernel.find(look, module) is not None
+    return not is_patch and any(letter in taint for letter in FOREIGN)
 
 
 def _release(text):

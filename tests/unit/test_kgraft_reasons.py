@@ -12,6 +12,8 @@ from salt.exceptions import CommandExecutionError
 BPF = ["[<0>] klpt_read+0x10/0x20", "[<0>] bpf_trampoline_6442513422_1+0x4f/0x1000", "[<0>] vfs_read+0x9c/0x310"]
 SLES15, SLES12, OLD = "5.14.21-150500.55.19-default", "4.4.180-94.100-default", "3.12.49-11-default"
 THREAD = {"kthread": True}
+IN_PATCH = ["[<0>] f+0x1/0x2 [kgraft_patch_2_2_1]"]
+IN_THIRD = ["[<0>] schedule+0x1/0x2", "[<0>] f+0x1/0x2 [third]"]
 
 # abi, release, the process, taints of modules, words of the reason, words of the advice
 CASES = [
@@ -28,13 +30,15 @@ CASES = [
         "in vxfs, a module that was not built with the kernel",
         "stop the service that uses vxfs",
     ),
+    ("kgraft", SLES12, {"stack": IN_THIRD, **THREAD}, {"third": "P"}, "in third, a module", "vendor"),
+    ("livepatch", SLES15, {"stack": IN_THIRD, **THREAD}, {"third": "O"}, "in third, a module", "vendor"),
     (
-        "kgraft",
-        SLES12,
-        {"stack": ["[<0>] f+0x1/0x2 [third]"], **THREAD},
-        {"third": "X"},
-        "in third, a module",
-        "vendor",
+        "livepatch",
+        SLES15,
+        {"stack": IN_THIRD, "letter": "D"},
+        {"third": "OE"},
+        "It waits in third, a module that was not built with the kernel, where no signal reaches it.",
+        "Ask its vendor, or who owns it here; mend what it waits for.",
     ),
     (
         "livepatch",
@@ -72,6 +76,12 @@ CASES = [
     ("kgraft", SLES12, {"stack": BPF, **THREAD}, {}, "has not come to a safe place", "Stop the service"),
     ("livepatch", SLES15, {"stack": ["[<0>] f+0x1/0x2 [nfsd]"], **THREAD}, {"nfsd": ""}, "has not come", "unload"),
     ("livepatch", SLES15, {"stack": ["[<0>] f+0x1/0x2 [gone]"], **THREAD}, {}, "has not come", "unload the module"),
+    # a module of the kernel's own that a partner supports; live patches: one that was replaced, and one of kGraft's
+    # whose taint does not say so
+    ("livepatch", SLES15, {"stack": IN_THIRD, **THREAD}, {"third": "X"}, "has not come", "unload the module"),
+    ("livepatch", SLES15, {"stack": IN_THIRD, **THREAD}, {"third": "OEK"}, "has not come", "unload the module"),
+    ("kgraft", SLES12, {"stack": IN_PATCH, **THREAD}, {"kgraft_patch_2_2_1": "OE"}, "has not come", "unload the"),
+    ("livepatch", SLES15, {"stack": IN_THIRD, "letter": "D"}, {"third": "OEK"}, "It waits for a device", "Mend what"),
     ("livepatch", SLES15, {"stack": ["[<0>] ioctl+0x1/0x2 [vxfs]"]}, {"vxfs": "POE"}, "It sleeps in", "every 15 s"),
     ("livepatch", SLES15, {"stack": ["[<0>] undo_exit_x+0x1/0x2"]}, {}, "It sleeps in the kernel", "every 15 s"),
     ("livepatch", "unknown", {"pid": 1, "comm": "systemd"}, {}, "It sleeps in the kernel", "every 15 s"),
