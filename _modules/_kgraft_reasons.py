@@ -120,9 +120,10 @@ ROWS = (
     ),
     _row(
         "kind=user pid=1 before=5.1 abi=livepatch",
-        "Process 1 sleeps until something happens, and ignores SIGSTOP. The kernel wakes sleepers itself from 5.1 on.",
-        "Run kgraft.poke, which traces it. Probably: any event wakes it, such as systemctl daemon-reload.",
-        "dynup/kpatch#751, #753",
+        "Process 1 sleeps until something happens, and ignores SIGSTOP. The kernel wakes sleepers itself from 5.1 on,"
+        " SUSE's 4.12 in updates since 2019.",
+        "Run kgraft.poke pids=1, which traces it. Probably: any event wakes it, such as systemctl daemon-reload.",
+        "dynup/kpatch#751, #753; bsc#1071995 (openSUSE-2019-1193)",
     ),
     # its name begins with the address of the server, and may be cut
     _row("kind=kernel name=*-manage* abi=livepatch", *PARKED, "vpsfreecz/vpsadminos"),
@@ -186,18 +187,19 @@ ROWS = (
     _row(
         "kind=user abi=kgraft",
         "It sleeps in the kernel since before the patch.",
-        "Run kgraft.poke, or set poke_after.",
+        "Run kgraft.poke pids=PID, or set poke_after.",
         "measured",
     ),
     _row(
         "kind=user before=5.1 abi=livepatch",
         "It sleeps in the kernel since before the patch.",
-        "Run kgraft.poke: before 5.1 the kernel does not wake it itself.",
-        "dynup/kpatch#751",
+        "Run kgraft.poke pids=PID. Probably: the kernel wakes it by itself, too, if it is an update of 4.12 since"
+        " 2019.",
+        "dynup/kpatch#751; bsc#1071995 (openSUSE-2019-1193)",
     ),
     _row(
         "kind=user abi=livepatch",
-        "It sleeps in the kernel since before the patch, in a function that the patch changes.",
+        "It sleeps in the kernel since before the patch. Probably: in a function that the patch changes.",
         "Wait: the kernel wakes it every 15 s by itself.",
         "kernel/livepatch/transition.c",
     ),

@@ -546,9 +546,10 @@ def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=Fa
     and in this machine's ``/proc``, so that a reused pid or a recorded tree
     never leads to a stranger.
 
-    Kernels with livepatch, and kGraft's from April 2015 on, wake sleepers
-    themselves: there a poke only makes it sooner. Programs that take EINTR for
-    an error may notice one (``epoll_wait`` returns it).
+    Kernels with livepatch from 5.1 on, SUSE's 4.12 in updates since 2019, and
+    kGraft's from April 2015 on wake sleepers themselves: there a poke only
+    makes it sooner. Programs that take EINTR for an error may notice one
+    (``epoll_wait`` returns it).
 
     pids
         Only these process ids: an integer, a list, or a comma-separated

@@ -25,6 +25,7 @@ These states read no kernel file and run no command: they ask ``kgraft.*``, ``kg
 import importlib.util
 import math
 import os
+import re
 import time
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -168,8 +169,8 @@ def applied(
 
     poke_after
         Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
-        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself (livepatch) it does nothing and
-        says so. Default: ``None``, never.
+        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself for sure (livepatch from 5.1
+        on) it does nothing and says so. Default: ``None``, never.
 
     protect
         Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
@@ -235,8 +236,8 @@ def settled(name, timeout=300, poke_after=None, protect=None, probes=None, fail_
 
     poke_after
         Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
-        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself (livepatch) it does nothing and
-        says so. Default: ``None``, never.
+        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself for sure (livepatch from 5.1
+        on) it does nothing and says so. Default: ``None``, never.
 
     protect
         Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
@@ -371,13 +372,21 @@ def _would_wait(look, run):
 
 
 def _is_poking(look, run):
-    return run.poke_after is not None and look.status["abi"] != "livepatch"
+    return run.poke_after is not None and not _wakes(look)
+
+
+def _wakes(look):
+    """
+    Whether the kernel signals sleepers itself for sure: livepatch from 5.1 on. SUSE's 4.12 does so in updates since
+    2019 (bsc#1071995), which its release does not tell.
+    """
+    return look.status["abi"] == "livepatch" and not re.match(r"[0-4]\.|5\.0\b", look.status["kernelrelease"])
 
 
 def _no_poke(look, run):
     if run.poke_after is None or _is_poking(look, run):
         return ""
-    return "\npoke_after does nothing here: on livepatch the kernel signals the tasks itself."
+    return "\npoke_after does nothing here: from 5.1 on the kernel signals the tasks itself."
 
 
 def _wait(look, run, so_far=""):
@@ -418,8 +427,8 @@ def _poke(run, test=False):
 
 
 def _unsettled(look, run, blocking, so_far):
-    # On livepatch the kernel moves sleepers itself: what a poke would say there is no news.
-    would = {"skipped": []} if look.status["abi"] == "livepatch" else _poke(run, test=True)
+    # Where the kernel moves sleepers itself, what a poke would say is no news.
+    would = {"skipped": []} if _wakes(look) else _poke(run, test=True)
     spared = {task["pid"]: task["reason"] for task in would["skipped"]}
     lines = [f"{looks.moving(look)}, still after {run.timeout:g} s. {so_far}{tasks.blocking(blocking)}"]
     lines += tasks.advice(blocking, spared)

@@ -11,6 +11,7 @@ from salt.exceptions import CommandExecutionError
 
 BPF = ["[<0>] klpt_read+0x10/0x20", "[<0>] bpf_trampoline_6442513422_1+0x4f/0x1000", "[<0>] vfs_read+0x9c/0x310"]
 SLES15, SLES12, OLD = "5.14.21-150500.55.19-default", "4.4.180-94.100-default", "3.12.49-11-default"
+SLES15_SP1 = "4.12.14-197-default"
 THREAD = {"kthread": True}
 IN_PATCH = ["[<0>] f+0x1/0x2 [kgraft_patch_2_2_1]"]
 IN_THIRD = ["[<0>] schedule+0x1/0x2", "[<0>] f+0x1/0x2 [third]"]
@@ -50,7 +51,7 @@ CASES = [
     ),
     ("livepatch", SLES15, {"comm": "vhost-4711", **THREAD}, {}, "network of a guest", "6.4 has the mend"),
     ("livepatch", SLES15, {"comm": "khugepaged", **THREAD}, {}, "memory management", "Probably: write never"),
-    ("livepatch", "4.12.14-197-default", {"pid": 1, "comm": "systemd"}, {}, "Process 1 sleeps", "Run kgraft.poke"),
+    ("livepatch", SLES15_SP1, {"pid": 1, "comm": "systemd"}, {}, "SUSE's 4.12 in updates", "Run kgraft.poke pids=1"),
     ("livepatch", SLES15, {"comm": "10.0.0.1-manager", **THREAD}, {}, "NFS 4 keeps this thread", "swapoff"),
     (
         "livepatch",
@@ -92,9 +93,9 @@ CASES = [
     ("kgraft", SLES12, {"letter": "Z"}, {}, "It has ended", "Ask who owns its parent"),
     ("livepatch", SLES15, {"letter": "Z"}, {}, None, None),
     ("kgraft", SLES12, {"letter": "R"}, {}, "It runs.", "it crosses when it next"),
-    ("kgraft", SLES12, {}, {}, "It sleeps in the kernel", "Run kgraft.poke, or set poke_after"),
-    ("livepatch", "4.12.14-197-default", {}, {}, "It sleeps in the kernel", "Run kgraft.poke: before 5.1"),
-    ("livepatch", SLES15, {}, {}, "in a function that the patch changes", "every 15 s by itself"),
+    ("kgraft", SLES12, {}, {}, "It sleeps in the kernel", "Run kgraft.poke pids=PID, or set poke_after"),
+    ("livepatch", SLES15_SP1, {}, {}, "It sleeps in the kernel since before the patch.", "pids=PID. Probably: "),
+    ("livepatch", SLES15, {}, {}, "Probably: in a function that the patch changes.", "every 15 s by itself"),
 ]
 EMPTY = [
     ("livepatch", SLES15, "(swapper/N)", "Probably: then run something on every processor"),
