@@ -364,7 +364,7 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None, protect=None):
 
 
 @_with_salts_errors
-def overview(names=False):
+def overview(names=False, fixes=False):
     """
     Tell where this machine stands, in one answer for reports, the mine and
     dashboards. Nothing is changed, and no repository is read again.
@@ -372,6 +372,9 @@ def overview(names=False):
     names
         Also name the processes that block, and their users: they tell who
         works on this machine. Default: False
+    fixes
+        Also say what the live patch fixes, which asks rpm or zypper. Default:
+        False
 
     Returns a dict. What is not known is None, and ``notes`` say why:
 
@@ -391,6 +394,8 @@ def overview(names=False):
     ``package``
         ``{name, installed, newest, as_of}``: the live-patch package of this
         kernel, as in ``kgraft_pkg.available``; ``as_of`` as ``observed``.
+    ``fixes``
+        with ``fixes=True`` as in ``kgraft_security.fixes``, else None.
     ``supported_until``, ``reboot``
         as ``kgraft_security`` says.
     ``notes``
@@ -404,9 +409,10 @@ def overview(names=False):
     .. code-block:: bash
 
         salt '*' kgraft.overview
-        salt '*' kgraft.overview names=True
+        salt '*' kgraft.overview names=True fixes=True
     """
     _boolean("names", names)
+    _boolean("fixes", fixes)
     seen, notes = status(), []
     told = {"observed": _stamp(time.time()), "version": VERSION, "since": None, "blocking": None}
     told.update((key, seen[key]) for key in ("state", "direction", "active", "kernelrelease", "boot_id", "abi"))
@@ -416,7 +422,7 @@ def overview(names=False):
         notes += [] if told["since"] else ["Since when it runs is not known: no memory of the beacon kgraft tells it"]
         held = blocking()
         if held["state"] == "ready":
-            return overview(names)
+            return overview(names, fixes)
         keys = ("kind", "unit", "why") + (("pid", "name", "user") if names else ())
         told["blocking"] = {"count": held["count"], "complete": held["complete"]}
         told["blocking"]["tasks"] = [{key: task.get(key) for key in keys} for task in held["tasks"]]
@@ -429,6 +435,7 @@ def overview(names=False):
         "as_of": offered["as_of"] and _stamp(time.mktime(time.strptime(offered["as_of"], "%Y-%m-%d %H:%M"))),
     }
     notes += offered["unread"] if offered else []
+    told["fixes"] = _ask_others("kgraft_security.fixes", notes) if fixes else None
     told["supported_until"] = _ask_others("kgraft_security.supported_until", notes)
     told["reboot"] = _ask_others("kgraft_security.reboot", notes)
     return dict(told, notes=notes)
@@ -458,7 +465,7 @@ def support():
     """
     notes = []
     told = {
-        "overview": _ask_others("kgraft.overview", notes, names=True),
+        "overview": _ask_others("kgraft.overview", notes, names=True, fixes=True),
         "patches": _ask_others("kgraft.patches", notes, functions=True),
         "blocking": _ask_others("kgraft.blocking", notes, stacks=True, limit=None, budget=10),
         "kernel log": _kernel_log(notes),

@@ -11,7 +11,7 @@ import yaml
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 KEYS = {"observed", "version", "state", "direction", "active", "kernelrelease", "boot_id", "abi"}
-KEYS |= {"running", "since", "blocking", "package", "supported_until", "reboot", "notes"}
+KEYS |= {"running", "since", "blocking", "package", "fixes", "supported_until", "reboot", "notes"}
 
 
 @pytest.fixture
@@ -62,7 +62,38 @@ def test_all_that_is_known_is_in_one_answer(kernel, kgraft, others, monkeypatch)
         "as_of": "2026-11-23T00:10:00Z",
     }
     assert (told["supported_until"], told["reboot"]) == ("2026-12-31", {"verdict": "not needed"})
-    assert (told["blocking"], told["notes"]) == (None, ["far: it is away"])
+    assert (told["blocking"], told["fixes"], told["notes"]) == (None, None, ["far: it is away"])
+
+
+FIXES = {"version": "9-2.2", "cves": ["CVE-2015-0002"], "bugs": [], "source": "kgr", "unread": []}
+
+
+def test_what_the_running_patch_fixes_is_told_if_asked(kernel, kgraft, others):
+    kernel.patch("kgraft-patch-9-2_2")
+    others(kgraft_security__fixes=FIXES)
+    assert kgraft.overview()["fixes"] is None
+    assert kgraft.overview(fixes=True)["fixes"] == FIXES
+
+    others(kgraft_security__fixes=CommandExecutionError("nothing names it"))
+    told = kgraft.overview(fixes=True)
+    assert set(told) == KEYS
+    assert told["fixes"] is None
+    assert "kgraft_security.fixes: nothing names it" in told["notes"]
+
+
+def test_a_transition_that_ends_meanwhile_is_told_as_ended_and_as_asked(kernel, kgraft, others, monkeypatch):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(731, "nfsd", blocking=True)
+    others(kgraft_security__fixes=FIXES)
+    blocking = kgraft.blocking
+
+    def late():
+        kernel.finish()
+        return blocking()
+
+    monkeypatch.setattr(kgraft, "blocking", late)
+    told = kgraft.overview(names=True, fixes=True)
+    assert (told["state"], told["blocking"], told["fixes"]) == ("ready", None, FIXES)
 
 
 def test_what_is_not_known_is_none_with_a_reason(kernel, kgraft, others):
@@ -100,9 +131,10 @@ def test_who_blocks_is_told_by_kind_and_by_name_only_if_asked(moving, names):
     assert ("hdbindexserver" in str(told)) is names
 
 
-def test_a_string_is_no_truth(kgraft):
-    with pytest.raises(SaltInvocationError, match="names='yes'"):
-        kgraft.overview(names="yes")
+@pytest.mark.parametrize("argument", ["names", "fixes"])
+def test_a_string_is_no_truth(kgraft, argument):
+    with pytest.raises(SaltInvocationError, match=f"{argument}='yes'"):
+        kgraft.overview(**{argument: "yes"})
 
 
 @pytest.fixture
@@ -177,6 +209,7 @@ def support(kernel, kgraft, others, monkeypatch):
         kgraft.__salt__[f"kgraft.{name}"] = getattr(kgraft, name)
     kgraft.__salt__["cmd.run_all"] = lambda *words, **options: {"retcode": 0, "stdout": DMESG, "stderr": ""}
     others(pkg__list_locks={"kernel-default": {"type": "package"}}, test__versions_information={"Salt Version": {}})
+    others(kgraft_security__fixes=FIXES)
     pathlib.Path(kgraft.__opts__["cachedir"]).mkdir()
 
     def write(root=None):
@@ -198,7 +231,8 @@ def test_the_file_for_suse_has_all_that_is_known(kernel, kgraft, support):
         *("overview", "patches", "blocking", "kernel log", "locks", "repositories", "other kernels", "loading"),
         *("versions", "notes"),
     }
-    assert told["overview"]["state"] == "in_progress"
+    assert (told["overview"]["state"], told["overview"]["fixes"]) == ("in_progress", FIXES)
+    assert [task["name"] for task in told["overview"]["blocking"]["tasks"]] == ["nfsd"]
     assert told["patches"]["kgraft_patch_2_2_1"]["functions"]
     (task,) = told["blocking"]["tasks"]
     assert (task["name"], task["stack"]) == ("nfsd", {"731": ["[<0>] svc_recv+0x1/0x2"]})
