@@ -442,11 +442,14 @@ def overview(names=False, fixes=False):
 
 
 @_with_salts_errors
-def support():
+def support(protect=None):
     """
     Write one file for a service request with SUSE: all that is known here of
     live patching. It holds no command line and no code, but names of processes
     and users.
+
+    protect
+        As in :py:func:`blocking`. Default: None
 
     Returns ``{path, notes}``: the file ``kgraft_support.yaml`` in the minion's
     cache directory, for root only, which replaces an older one; and what could
@@ -455,7 +458,8 @@ def support():
     kernel's log about live patches, the locks of packages, the repositories,
     and versions.
 
-    Raises ``CommandExecutionError`` if the file could not be written.
+    Raises ``CommandExecutionError`` if the file could not be written;
+    ``SaltInvocationError`` for a bad argument.
 
     CLI Example:
 
@@ -463,11 +467,12 @@ def support():
 
         salt db1 kgraft.support
     """
+    _patterns(protect)
     notes = []
     told = {
         "overview": _ask_others("kgraft.overview", notes, names=True, fixes=True),
         "patches": _ask_others("kgraft.patches", notes, functions=True),
-        "blocking": _ask_others("kgraft.blocking", notes, stacks=True, limit=None, budget=10),
+        "blocking": _ask_others("kgraft.blocking", notes, stacks=True, limit=None, budget=10, protect=protect),
         "kernel log": _kernel_log(notes),
         "locks": _ask_others("pkg.list_locks", notes),
         "repositories": _ask_others("kgraft_pkg.repositories", notes),

@@ -212,10 +212,10 @@ def support(kernel, kgraft, others, monkeypatch):
     others(kgraft_security__fixes=FIXES)
     pathlib.Path(kgraft.__opts__["cachedir"]).mkdir()
 
-    def write(root=None):
+    def write(root=None, **arguments):
         if root:
             monkeypatch.setattr(kgraft, "_root", lambda: root)
-        answer = kgraft.support()
+        answer = kgraft.support(**arguments)
         return answer, yaml.safe_load(pathlib.Path(answer["path"]).read_text("utf-8"))
 
     return write
@@ -241,6 +241,17 @@ def test_the_file_for_suse_has_all_that_is_known(kernel, kgraft, support):
     assert told["notes"] == answer["notes"]
     assert "kgraft_pkg.repositories is not loaded here" in answer["notes"]
     assert "geheim" not in pathlib.Path(answer["path"]).read_text("utf-8")
+
+
+def test_the_file_for_suse_tells_nobody_to_touch_what_is_protected(kernel, kgraft, support):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(731, "postgres", blocking=True, letter="T")
+
+    (task,) = support(protect="name:postgres*")[1]["blocking"]["tasks"]
+
+    assert task["help"].startswith("It is protected: do not restart it")
+    with pytest.raises(SaltInvocationError, match="protect='postgres'"):
+        kgraft.support(protect="postgres")
 
 
 def test_the_file_for_suse_is_roots_alone_and_replaces_an_older_one(kgraft, support):
