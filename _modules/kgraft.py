@@ -306,8 +306,8 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None, protect=None):
         Stop looking after this many seconds. Default: None, never.
     protect
         Patterns of processes that nobody should touch, as in :py:func:`poke`.
-        They add to the daemons of clusters, of their storage, and of HANA.
-        Default: None
+        They add to the daemons and kernel threads of clusters and of their
+        storage, and to HANA's daemons. Default: None
 
     Returns a dict:
 
@@ -320,7 +320,7 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None, protect=None):
         ``traced``, ``stopped``, ``uninterruptible``, ``zombie``, ``user`` that
         is true of a flagged thread; ``start_time`` in clock ticks since boot;
         ``why`` it blocks and what is of ``help``, sentences, None where nothing
-        is known, and beginning with ``Probably:`` where nobody has tried it;
+        is known; one that nobody has read or tried begins with ``Probably:``;
         with ``cmdline=True`` also ``cmdline``, a list; with ``stacks=True``
         also ``stack``, a dict from thread id (a string) to lines, or None
         where the kernel does not say.
@@ -474,7 +474,7 @@ def support(protect=None):
         "patches": _ask_others("kgraft.patches", notes, functions=True),
         "blocking": _ask_others("kgraft.blocking", notes, stacks=True, limit=None, budget=10, protect=protect),
         "kernel log": _kernel_log(notes),
-        "locks": _ask_others("pkg.list_locks", notes),
+        "locks": _ask_others("pkg.list_locks", notes, **({} if _root() == "/" else {"root": _root()})),
         "repositories": _ask_others("kgraft_pkg.repositories", notes),
         "other kernels": _ask_others("kgraft_pkg.other_kernels", notes),
         "loading": _ask_others("kgraft_pkg.loading", notes),
@@ -492,13 +492,13 @@ def _kernel_log(notes):
         notes.append(f"The kernel's log is that of /, and kgraft.root is {_root()}: it was left out")
         return None
     options = {"python_shell": False, "output_loglevel": "quiet", "ignore_retcode": True, "timeout": 20}
-    answer = _ask_others("cmd.run_all", notes, cmd=["dmesg"], **options)
+    answer = _ask_others("cmd.run_all", notes, cmd=["dmesg", "--kernel"], **options)
     if answer is None or answer["retcode"] != 0:
         notes += ["dmesg: {}".format(files.text(answer["stderr"] or answer["stdout"]))] if answer else []
         return None
     lines = [files.text(line) for line in answer["stdout"].splitlines()]
     # the kernel's own command line may hold what is secret
-    return [line for line in lines if re.search("kgr|klp|livepatch", line) and "ommand line" not in line]
+    return [line for line in lines if re.search(r"\b(kgr|klp|livepatch)", line) and "ommand line" not in line]
 
 
 def _stamp(seconds):

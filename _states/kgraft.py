@@ -149,10 +149,10 @@ def applied(
 
     version
         What is wanted. Default: ``latest``, the newest that the enabled repositories offer, as zypper would take it.
-        ``previous`` is the newest one with a lower number than that: what ``klp downgrade`` goes back to. ``'5'`` is
-        any release of 5, ``'5-2.1'`` exactly that one, ``'>=5'`` at least 5 (then the newest is installed). Live
-        patches are numbered per kernel, so it may be a map ``{kernelrelease: version}``; a kernel that is not in it
-        is a failure. Quote it: YAML reads ``2.10`` as 2.1.
+        ``previous`` is the newest one with a lower number than that; ``klp downgrade`` goes by what runs instead, to
+        the one before that. ``'5'`` is any release of 5, ``'5-2.1'`` exactly that one, ``'>=5'`` at least 5 (then the
+        newest is installed). Live patches are numbered per kernel, so it may be a map ``{kernelrelease: version}``; a
+        kernel that is not in it is a failure. Quote it: YAML reads ``2.10`` as 2.1.
 
     cves
         Instead of a version: a list of CVE numbers that must be fixed by the active, settled patch or by the running
@@ -414,7 +414,7 @@ def _wait(look, run, so_far=""):
             run.pokes.append(_poke(run))
             poke_at = waited + SLICE
         progress = {"transition": looks.moving(look), "seconds": round(waited, 1), "timeout": run.timeout}
-        progress.update((key, blocking[key]) for key in ("count", "complete", "tasks"))
+        progress.update((key, blocking[key]) for key in ("count", "complete", "tasks", "note"))
         __salt__["event.send"]("kgraft/{}/progress".format(__opts__["id"]), progress)
 
 

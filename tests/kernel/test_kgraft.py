@@ -234,7 +234,7 @@ def test_a_program_of_ebpf_on_the_stack_blocks_and_is_told(guest):
     assert any("bpf_trampoline_" in line for line in task["stack"][str(held)])
     assert not any(CORE in line for line in task["stack"][str(held)])
     assert "A program of eBPF is on its stack" in task["why"]
-    assert "Ask who owns the agent; stop the agent" in task["help"]
+    assert "Ask who owns the agent. Unless it is protected itself: stop it" in task["help"]
 
     guest.python("import os; os.close(agent.link)")  # the agent stops, and who sleeps has it on the stack still
     assert guest.call("kgraft.in_progress", held) is True

@@ -197,9 +197,15 @@ DMESG = """\
 [    0.000000] Command line: root=/dev/sda1 livepatch.secret=geheim
 [    0.000000] Kernel command line: root=/dev/sda1 livepatch.secret=geheim
 [   12.345678] usb 1-1: new device
+[   13.000000] x: in the background
 [   99.000000] kgr: starting patching of kgraft_patch_2_2_1 \x1b[31m
 [  100.000000] livepatch: enabling patch 'livepatch_9_2_1'
 """
+
+
+def dmesg(cmd, **options):
+    assert cmd == ["dmesg", "--kernel"]
+    return {"retcode": 0, "stdout": DMESG, "stderr": ""}
 
 
 @pytest.fixture
@@ -207,8 +213,9 @@ def support(kernel, kgraft, others, monkeypatch):
     """Return ``support()``: the answer, and what is in the file."""
     for name in ("overview", "patches", "blocking"):
         kgraft.__salt__[f"kgraft.{name}"] = getattr(kgraft, name)
-    kgraft.__salt__["cmd.run_all"] = lambda *words, **options: {"retcode": 0, "stdout": DMESG, "stderr": ""}
-    others(pkg__list_locks={"kernel-default": {"type": "package"}}, test__versions_information={"Salt Version": {}})
+    kgraft.__salt__["cmd.run_all"] = dmesg
+    kgraft.__salt__["pkg.list_locks"] = lambda root=None: {"kernel-default": {"root": root}}
+    others(test__versions_information={"Salt Version": {}})
     others(kgraft_security__fixes=FIXES)
     pathlib.Path(kgraft.__opts__["cachedir"]).mkdir()
 
@@ -237,6 +244,7 @@ def test_the_file_for_suse_has_all_that_is_known(kernel, kgraft, support):
     (task,) = told["blocking"]["tasks"]
     assert (task["name"], task["stack"]) == ("nfsd", {"731": ["[<0>] svc_recv+0x1/0x2"]})
     assert task["why"] and task["help"]
+    assert told["locks"] == {"kernel-default": {"root": str(kernel.root)}}
     assert set(told["versions"]) == {"Salt Version", "kgraft"}
     assert told["notes"] == answer["notes"]
     assert "kgraft_pkg.repositories is not loaded here" in answer["notes"]
@@ -262,7 +270,7 @@ def test_the_file_for_suse_is_roots_alone_and_replaces_an_older_one(kgraft, supp
 
 
 def test_the_kernels_log_is_that_of_live_patches_without_the_command_line(kgraft, monkeypatch):
-    kgraft.__salt__["cmd.run_all"] = lambda *words, **options: {"retcode": 0, "stdout": DMESG, "stderr": ""}
+    kgraft.__salt__["cmd.run_all"] = dmesg
     monkeypatch.setattr(kgraft, "_root", lambda: "/")
     assert kgraft._kernel_log([]) == [
         "[   99.000000] kgr: starting patching of kgraft_patch_2_2_1 \\x1b[31m",

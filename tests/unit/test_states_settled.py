@@ -214,6 +214,7 @@ def test_a_long_wait_tells_the_master_at_least_every_thirty_seconds_who_blocks(s
     assert data["transition"] == "kgraft_patch_2_2_1 is applying"
     assert (data["count"], data["complete"], data["timeout"]) == (1, True, 100)
     assert [(task["pid"], task["kind"]) for task in data["tasks"]] == [(731, "kernel")]
+    assert set(data) == {"transition", "seconds", "timeout", "count", "complete", "tasks", "note"}
     assert "secret" not in str(sent)
 
 
