@@ -105,7 +105,9 @@ CASES = [
 ]
 # a cluster's daemon by its unit, and what a cluster has in the kernel
 CIB = {"comm": "cib", "unit": "pacemaker.service", "letter": "T"}
+PATH = {"comm": "multipathd", "stack": IN_THIRD, "letter": "D"}
 CASES += [("kgraft", SLES12, CIB, {}, "It is stopped", PROTECTED)]
+CASES += [("livepatch", SLES15, PATH, {"third": "OE"}, "It waits in third", "mode first. Ask its vendor")]
 CASES += [
     ("livepatch", SLES15, {"comm": comm, **THREAD}, {}, "has not come to a safe place", PROTECTED)
     for comm in (

@@ -293,7 +293,7 @@ def poking(pids):
             ("5.1.0-1-default", False),
             ("5.14.21-150500.55.19-default", False),
             ("6.12.0-160000.5-default", False),
-            ("50.1", False),
+            ("40.1", False),
             ("unknown", False),
         ]
     ],
