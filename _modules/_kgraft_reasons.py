@@ -220,14 +220,14 @@ ROWS = (
     ),
     _row(
         "nobody=True abi=livepatch",
-        "Nobody blocks that can be seen. The kernel looks for the end every second; and processors that do nothing are"
+        "Nobody is seen to block. The kernel looks for the end every second; and processors that do nothing are"
         " part of what it looks at (swapper/N), and are in no list.",
         "Wait for two looks. Probably: then run something on every processor (taskset -c N true).",
         "kernel/livepatch/transition.c",
     ),
     _row(
         "nobody=True abi=kgraft",
-        "Nobody blocks that can be seen. The kernel looks for the end every 2 s.",
+        "Nobody is seen to block. The kernel looks for the end every 2 s.",
         "Wait.",
         "kernel/kgraft.c",
     ),

@@ -173,8 +173,8 @@ def applied(
         on) it does nothing and says so. Default: ``None``, never.
 
     protect
-        Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
-        of ``kgraft.poke``. Default: ``None``
+        Processes that are never poked, and of which no advice is to touch them: a list of ``name:``, ``unit:`` and
+        ``user:`` patterns, beside the default lists of ``kgraft.poke`` and ``kgraft.blocking``. Default: ``None``
 
     refresh
         Read the repositories' lists again before looking for a version. Never in a dry run. Default: ``True``
@@ -240,8 +240,8 @@ def settled(name, timeout=300, poke_after=None, protect=None, probes=None, fail_
         on) it does nothing and says so. Default: ``None``, never.
 
     protect
-        Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
-        of ``kgraft.poke``. Default: ``None``
+        Processes that are never poked, and of which no advice is to touch them: a list of ``name:``, ``unit:`` and
+        ``user:`` patterns, beside the default lists of ``kgraft.poke`` and ``kgraft.blocking``. Default: ``None``
 
     probes
         As in ``kgraft.applied``; the transition runs already, so nothing is measured at rest. Default: ``None``

@@ -196,7 +196,7 @@ def test_where_nobody_blocks_any_more_the_kernels_next_check_is_waited_for(state
     assert waited["result"] is result, waited["comment"]
     assert clock.now - 1000 <= 66
     assert (
-        "No task is seen to block any more.\nNobody blocks that can be seen. The kernel looks for the end every 2 s."
+        "No task is seen to block any more.\nNobody is seen to block. The kernel looks for the end every 2 s."
         in waited["comment"]
     ) is not result
 
