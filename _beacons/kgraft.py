@@ -40,6 +40,7 @@ import copy
 import difflib
 import json
 import os
+import re
 import time
 from urllib.parse import quote
 
@@ -48,7 +49,7 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "kgraft"
 
-DEFAULTS = {"stuck_after": 120, "remind": 3600}
+DEFAULTS = {"stuck_after": 120, "remind": 3600, "protect": None}
 YEAR = 366 * 24 * 3600
 SWITCHES = ("enabled", "run_once", "disable_during_state_run")
 SALTS_OWN = ("interval", "beacon_module") + SWITCHES
@@ -107,6 +108,10 @@ def beacon(config):
             Seconds after which a stuck transition is told again, with ``times`` 2, 3 … Salt drops what happens while
             a minion is offline, so one alarm may get lost. ``0``: never. Default: ``3600``
 
+        protect
+            Processes of which no advice is to touch them: a pattern or a list of ``name:``, ``unit:`` and ``user:``
+            patterns, beside those that ``kgraft.blocking`` knows. Default: ``None``
+
         Salt's own ``interval`` (seconds between two looks; default: every second; ``10`` is enough),
         ``disable_during_state_run``, ``beacon_module``, ``enabled`` and ``run_once`` work as in any beacon.
 
@@ -120,6 +125,7 @@ def beacon(config):
             - interval: 10
             - stuck_after: 120
             - remind: 3600
+            - protect: ['unit:postgresql*']
             - disable_during_state_run: True
     """
     options = dict(DEFAULTS, **salt.utils.beacons.list_to_dict(config))
@@ -177,6 +183,10 @@ def _refusals_of_option(name, value, given):
         fits, allowed = isinstance(value, bool), "True or False"
     elif name == "beacon_module":
         fits, allowed = value == __virtualname__, __virtualname__
+    elif name == "protect":
+        patterns = value if isinstance(value, list) else [value]
+        fits = all(isinstance(one, str) and re.match("(name|unit|user):.", one) for one in patterns)
+        allowed = "'name:PATTERN', 'unit:PATTERN' or 'user:PATTERN', or a list of such"
     else:
         lowest, words = (0, "or 0 for never") if name == "remind" else (0.001, "above 0")
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= YEAR
@@ -349,7 +359,7 @@ def _stuck(memory, options, now, problems):
     problems["blocking"] = None
     try:
         # A beacon holds up the minion's main loop: a list cut short is better than a minion that does not answer.
-        blocking = __salt__["kgraft.blocking"](budget=0.2)
+        blocking = __salt__["kgraft.blocking"](budget=0.2, protect=options["protect"])
     except CommandExecutionError as err:
         problems["blocking"] = str(err)
         blocking = {"state": "in_progress", "tasks": [], "count": None, "complete": False, "note": None}

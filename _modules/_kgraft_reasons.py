@@ -2,8 +2,8 @@
 Why a task blocks and what to do about it: one table, a row for each reason that somebody has found.
 
 A row fits where all of its signs do; the first that fits is told, so stacks come before names, and names before kinds.
-Text that nobody has read or run, but which follows from what was read, begins with ``Probably:``. The manual's table is
-made of these rows, and ``tests/unit/test_kgraft_reasons.py`` has a case for each.
+A sentence that nobody has read or run, but which follows from what was read, begins with ``Probably:``. The manual's
+table is made of these rows, and ``tests/unit/test_kgraft_reasons.py`` has a case for each.
 """
 
 import fnmatch
@@ -23,15 +23,15 @@ if typing.TYPE_CHECKING:
 #   kind, letter, pid, abi   as kgraft.blocking and kgraft.abi give them
 #   name    a pattern for the name of the process or of a flagged thread
 #   stack   patterns for a function on the kernel stack of a thread that has not crossed
-#   foreign a function there is of a module that was not built with the kernel
+#   foreign a function there is of a module that was not built with the kernel, and is no live patch
 #   nobody  the list is empty
 #   before  the first release of the kernel that does not have it
-# elsewhere: the advice is about something else than the task, so it holds for a protected one, too.
+# elsewhere: the advice does nothing to the task itself, so it holds for a protected one, too.
 Row = namedtuple("Row", "why help source elsewhere signs")
 
-# The taints of a module (Documentation/admin-guide/tainted-kernels.rst): proprietary, built outside of the kernel's
-# tree, and SUSE's X, supported by somebody else.
-FOREIGN = "POX"
+# The taints of a module (Documentation/admin-guide/tainted-kernels.rst): proprietary, and built outside of the kernel's
+# tree. SUSE's X is none of them: modules of its own kernel have it, which a partner supports, as hv_netvsc.
+FOREIGN = "PO"
 
 PROTECTED = (
     "It is protected: do not restart it, and send it no signal. Wait. If it must go, put the cluster into maintenance"
@@ -41,7 +41,10 @@ UNSEEN = "Not everything could be read or seen: what is in no list may block."
 NO_STACKS = "Not all kernel stacks were read. They may tell more; only root may read them."
 
 # A line of a stack: "[<0>] function.isra.0+0x6b/0x90 [module]"
-FRAME = re.compile(r"\] ([^\s.+]+)[^\s+]*\+0x\S+(?: \[(\w+)\])?$")
+FRAME = re.compile(r"\] ([^\s.+]+)(?:\.[^\s+]*)?\+0x\S+(?: \[(\w+)\])?$")
+
+# Kernel threads of clusters, their storage, and watchdogs, beside the daemons that a poke spares.
+CLUSTERS = ["dlm*", "o2*", "ocfs2*", "gfs2*", "watchdog*", "iscsi*", "kmpath*"]
 
 THREADS = 16  # of a process, at most, are looked at more closely
 
@@ -54,9 +57,14 @@ UNSAFE = (
     "This kernel thread has no safe place to cross at in older kernels of SLES 12.",
     "Wait for the end of its work, or reboot when you may. A later kernel has the mend.",
 )
-PARKED = (
-    "NFS 4 keeps this thread parked, as with swap on NFS: not even a reversal of the patch ends then.",
-    "Ask who owns the share; swapoff what lies there, or unmount it.",
+PARKED = "parked, as with swap on NFS: not even a reversal of the patch ends then."
+UNPARK = "Ask who owns the share; swapoff what lies there, or unmount it."
+VCPU = (
+    " Before the kernels of 2022 the kernel's signal makes it leave the guest, but not the kernel; one that never"
+    " leaves its processor (isolcpus or nohz_full, and idle=poll in the guest) still blocks.",
+    "Ask who owns the guest. Probably: pause the guest for a moment and resume it (virsh suspend, virsh resume), but"
+    " not a guest that is a node of a cluster: it may be fenced.",
+    "live-patching list, 2022 and 2026-02-02",
 )
 
 ROWS = (
@@ -64,8 +72,9 @@ ROWS = (
         "stack=bpf_trampoline_* abi=livepatch",
         "A program of eBPF is on its stack, such as a security or tracing agent attaches (fexit, fmod_ret): the kernel"
         " cannot trust a stack with one, and does not let the task cross.",
-        "Ask who owns the agent; stop the agent, let the patch settle, start the agent again. A signal does not help a"
-        " kernel thread. Before the kernels of late 2025 (56b3c85e153b) an agent may not start after a live patch.",
+        "Ask who owns the agent. Unless it is protected itself: stop it, let the patch settle, start it again. A signal"
+        " does not help a kernel thread. Before the kernels of late 2025 (56b3c85e153b) an agent may not start after a"
+        " live patch.",
         "linux-kernel, 2025-11-20, M. Benes",
         elsewhere=True,
     ),
@@ -83,7 +92,12 @@ ROWS = (
         " machine.",
         "linux-kernel, 2025, an excerpt",
     ),
-    _row("kind=kernel stack=nfs4_state_manager,nfs4_run_state_manager abi=livepatch", *PARKED, "vpsfreecz/vpsadminos"),
+    _row(
+        "kind=kernel stack=nfs4_state_manager,nfs4_run_state_manager abi=livepatch",
+        f"NFS 4 keeps this thread {PARKED}",
+        UNPARK,
+        "vpsfreecz/vpsadminos",
+    ),
     _row(
         "kind=kernel foreign=True",
         "This kernel thread is in {module}, a module that was not built with the kernel: its vendor has given it no"
@@ -92,33 +106,41 @@ ROWS = (
         "SUSE's guide; bnc#962336, bnc#904871, bnc#906140",
     ),
     _row(
-        "name=CPU?*/KVM abi=livepatch",
-        "The machine of a guest runs on it. Before the kernels of 2022 the kernel's signal makes it leave the guest,"
-        " but not the kernel; one that never leaves its processor (isolcpus or nohz_full, and idle=poll in the guest)"
-        " still blocks.",
-        "Ask who owns the guest. Probably: pause the guest for a moment and resume it (virsh suspend, virsh resume).",
-        "live-patching list, 2022 and 2026-02-02",
+        "kind=uninterruptible foreign=True",
+        "It waits in {module}, a module that was not built with the kernel, where no signal reaches it.",
+        "Ask its vendor, or who owns it here; mend what it waits for.",
+        "SUSE/qa_test_klp, TC11, measured",
+        elsewhere=True,
     ),
+    _row("name=CPU?*/KVM abi=livepatch", "The machine of a guest runs on it." + VCPU[0], *VCPU[1:]),
+    # kvm and system, not qemu-ga, which is in the guest
+    _row("kind=user name=qemu-[ks]* abi=livepatch", "Probably: a guest's machine runs on it." + VCPU[0], *VCPU[1:]),
     _row(
-        "name=vhost-* before=6.4 abi=livepatch",
-        "This thread serves the network of a guest, and is too busy to come to a safe place.",
+        "kind=kernel name=vhost-[0-9]* before=6.4 abi=livepatch",
+        "This thread serves the network of a guest. Probably: it is too busy to come to a safe place.",
         "Ask who owns the guest; quieten its network. 6.4 has the mend (05bfb338fa8d).",
         "live-patching list",
     ),
     _row(
         "kind=kernel name=khugepaged abi=livepatch",
-        "It is in the memory management that the patch changes.",
+        "Probably: it is in the memory management that the patch changes.",
         "Probably: write never to /sys/kernel/mm/transparent_hugepage/enabled for a minute, then what was there.",
         "dynup/kpatch#982",
     ),
     _row(
         "kind=user pid=1 before=5.1 abi=livepatch",
-        "Process 1 sleeps until something happens, and ignores SIGSTOP. The kernel wakes sleepers itself from 5.1 on.",
-        "Run kgraft.poke, which traces it. Probably: any event wakes it, such as systemctl daemon-reload.",
-        "dynup/kpatch#751, #753",
+        "Process 1 sleeps until something happens, and ignores SIGSTOP. The kernel wakes sleepers itself from 5.1 on,"
+        " SUSE's 4.12 in updates since 2019.",
+        "Run kgraft.poke pids=1, which traces it. Probably: any event wakes it, such as systemctl daemon-reload.",
+        "dynup/kpatch#751, #753; bsc#1071995 (openSUSE-2019-1193)",
     ),
     # its name begins with the address of the server, and may be cut
-    _row("kind=kernel name=*-manage* abi=livepatch", *PARKED, "vpsfreecz/vpsadminos"),
+    _row(
+        "kind=kernel name=[0-9]*-manag* abi=livepatch",
+        f"Probably: this is the state manager of NFS 4, which is kept {PARKED}",
+        UNPARK,
+        "vpsfreecz/vpsadminos",
+    ),
     _row("kind=kernel name=hwrng before=3.12.58 abi=kgraft", *UNSAFE, "SUSE's changes of 3.12.58"),
     _row("kind=kernel name=btrfs-* abi=kgraft", *UNSAFE, "bnc#889207"),
     _row("kind=kernel name=usb-storage abi=kgraft", *UNSAFE, "bnc#899908"),
@@ -131,6 +153,7 @@ ROWS = (
         "The log daemon of GFS2 waits long in its loop.",
         "Wait: it passes. A later kernel of SLES 12 waits less.",
         "SUSE's kernel changes",
+        elsewhere=True,
     ),
     _row(
         "kind=kernel letter=R abi=livepatch",
@@ -141,7 +164,7 @@ ROWS = (
     _row(
         "kind=kernel",
         "This kernel thread has not come to a safe place, and no signal reaches it.",
-        "Stop the service or unload the module that it belongs to, or reboot when you may.",
+        "Ask who owns it. Then stop the service, or unload the module that it belongs to, or reboot when you may.",
         "kernel/kgraft.c, kernel/livepatch/transition.c",
     ),
     _row(
@@ -167,7 +190,7 @@ ROWS = (
     _row(
         "kind=zombie abi=kgraft",
         "It has ended, and its parent did not reap it. Only 3.12 and early 4.4 kernels wait for it.",
-        "Ask who owns its parent, which must reap it or end.",
+        "Ask who owns its parent, which must reap it.",
         "kernel/kgraft.c",
     ),
     _row(
@@ -179,31 +202,32 @@ ROWS = (
     _row(
         "kind=user abi=kgraft",
         "It sleeps in the kernel since before the patch.",
-        "Run kgraft.poke, or set poke_after.",
+        "Run kgraft.poke pids=PID, or set poke_after.",
         "measured",
     ),
     _row(
         "kind=user before=5.1 abi=livepatch",
         "It sleeps in the kernel since before the patch.",
-        "Run kgraft.poke: before 5.1 the kernel does not wake it itself.",
-        "dynup/kpatch#751",
+        "Run kgraft.poke pids=PID. Probably: the kernel wakes it by itself, too, if it is an update of 4.12 since"
+        " 2019.",
+        "dynup/kpatch#751; bsc#1071995 (openSUSE-2019-1193)",
     ),
     _row(
         "kind=user abi=livepatch",
-        "It sleeps in the kernel since before the patch, in a function that the patch changes.",
+        "It sleeps in the kernel since before the patch. Probably: in a function that the patch changes.",
         "Wait: the kernel wakes it every 15 s by itself.",
         "kernel/livepatch/transition.c",
     ),
     _row(
         "nobody=True abi=livepatch",
-        "Nobody blocks that can be seen. The kernel looks for the end every second; and processors that do nothing are"
+        "Nobody is seen to block. The kernel looks for the end every second; and processors that do nothing are"
         " part of what it looks at (swapper/N), and are in no list.",
         "Wait for two looks. Probably: then run something on every processor (taskset -c N true).",
         "kernel/livepatch/transition.c",
     ),
     _row(
         "nobody=True abi=kgraft",
-        "Nobody blocks that can be seen. The kernel looks for the end every 2 s.",
+        "Nobody is seen to block. The kernel looks for the end every 2 s.",
         "Wait.",
         "kernel/kgraft.c",
     ),
@@ -215,25 +239,25 @@ def explained(root, answer, patterns, until=None):
     An answer of ``tasks.blocking``, each task with ``why`` and ``help``, and with a ``note`` on the whole.
 
     patterns
-        pairs of a field and a pattern, as for a poke: whom nobody should touch, beside the daemons of clusters, of
-        their storage, and of HANA
+        pairs of a field and a pattern, as for a poke: whom nobody should touch, beside what belongs to clusters, to
+        their storage, and to HANA
     until
         no stack is read after this moment of the monotonic clock; None for no end
     """
     notes = []
     if answer["state"] == "in_progress":
-        abi = kernel.available(root).kernel.abi
+        look = kernel.available(root)
         release = files.word(os.path.join(root, "proc/sys/kernel/osrelease"))
-        globs = poking.PROTECTED + poking.DATABASES
+        globs = poking.PROTECTED + poking.DATABASES + CLUSTERS
         patterns = patterns + [(field, glob) for glob in globs for field in ("name", "unit")]
         for task in answer["tasks"]:
             seen, unread = _look_at(root, task, until)
-            task["why"], task["help"] = explain(root, abi, release, seen, _is_protected(root, task, patterns))
+            task["why"], task["help"] = explain(root, look, release, seen, _is_protected(root, task, patterns))
             notes += [NO_STACKS] if unread and NO_STACKS not in notes else []
         if not answer["complete"]:
             notes.append(UNSEEN)
-        elif not answer["tasks"]:
-            notes += explain(root, abi, release, {"nobody": True})
+        if not answer["count"]:
+            notes += explain(root, look, release, {"nobody": True})
     return dict(answer, note=" ".join(notes) or None)
 
 
@@ -263,14 +287,16 @@ def _is_protected(root, task, patterns):
         return True
 
 
-def explain(root, abi, release, seen, protected=False):
+def explain(root, look, release, seen, protected=False):
     """
     The reason and the advice, ``(why, help)``; None for what is not known.
 
     seen
         what there is to see of the signs, of which ``names`` and ``stack`` are lists
     """
-    seen = dict({"names": [], "stack": []}, **dict(seen, abi=abi, release=_release(release)))
+    seen = dict({"names": [], "stack": []}, **seen)
+    frames = [match.groups() for match in map(FRAME.search, seen["stack"]) if match]
+    seen.update(look=look, abi=look.kernel.abi, release=_release(release), frames=frames)
     for row in ROWS:
         module = _fits(root, row.signs, seen)
         if module is not None:
@@ -290,20 +316,22 @@ def _fits(root, signs, seen):
         return None
     if "name" in signs and not any(fnmatch.fnmatchcase(name, signs["name"]) for name in seen["names"]):
         return None
-    frames = [match.groups() for match in map(FRAME.search, seen["stack"]) if match]
     globs = signs["stack"].split(",") if "stack" in signs else []
-    if globs and not any(fnmatch.fnmatchcase(function, glob) for function, _ in frames for glob in globs):
+    if globs and not any(fnmatch.fnmatchcase(function, glob) for function, _ in seen["frames"] for glob in globs):
         return None
     if "foreign" not in signs:
         return ""
-    return next((module for _, module in frames if module and _is_foreign(root, module)), None)
+    return next((module for _, module in seen["frames"] if module and _is_foreign(root, seen["look"], module)), None)
 
 
-def _is_foreign(root, module):
+def _is_foreign(root, look, module):
     try:
-        return any(letter in files.word(os.path.join(root, "sys/module", module, "taint")) for letter in FOREIGN)
+        taint = files.word(os.path.join(root, "sys/module", module, "taint"))
     except OSError:
         return False
+    # kGraft's patches need not have the taint K
+    is_patch = "K" in taint or kernel.find(look, module) is not None
+    return not is_patch and any(letter in taint for letter in FOREIGN)
 
 
 def _release(text):

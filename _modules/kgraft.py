@@ -306,8 +306,8 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None, protect=None):
         Stop looking after this many seconds. Default: None, never.
     protect
         Patterns of processes that nobody should touch, as in :py:func:`poke`.
-        They add to the daemons of clusters, of their storage, and of HANA.
-        Default: None
+        They add to the daemons and kernel threads of clusters and of their
+        storage, and to HANA's daemons. Default: None
 
     Returns a dict:
 
@@ -320,7 +320,7 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None, protect=None):
         ``traced``, ``stopped``, ``uninterruptible``, ``zombie``, ``user`` that
         is true of a flagged thread; ``start_time`` in clock ticks since boot;
         ``why`` it blocks and what is of ``help``, sentences, None where nothing
-        is known, and beginning with ``Probably:`` where nobody has tried it;
+        is known; one that nobody has read or tried begins with ``Probably:``;
         with ``cmdline=True`` also ``cmdline``, a list; with ``stacks=True``
         also ``stack``, a dict from thread id (a string) to lines, or None
         where the kernel does not say.
@@ -364,7 +364,7 @@ def blocking(cmdline=False, stacks=False, limit=20, budget=None, protect=None):
 
 
 @_with_salts_errors
-def overview(names=False):
+def overview(names=False, fixes=False):
     """
     Tell where this machine stands, in one answer for reports, the mine and
     dashboards. Nothing is changed, and no repository is read again.
@@ -372,6 +372,9 @@ def overview(names=False):
     names
         Also name the processes that block, and their users: they tell who
         works on this machine. Default: False
+    fixes
+        Also say what the live patch fixes, which asks rpm or zypper. Default:
+        False
 
     Returns a dict. What is not known is None, and ``notes`` say why:
 
@@ -391,6 +394,8 @@ def overview(names=False):
     ``package``
         ``{name, installed, newest, as_of}``: the live-patch package of this
         kernel, as in ``kgraft_pkg.available``; ``as_of`` as ``observed``.
+    ``fixes``
+        with ``fixes=True`` as in ``kgraft_security.fixes``, else None.
     ``supported_until``, ``reboot``
         as ``kgraft_security`` says.
     ``notes``
@@ -404,9 +409,10 @@ def overview(names=False):
     .. code-block:: bash
 
         salt '*' kgraft.overview
-        salt '*' kgraft.overview names=True
+        salt '*' kgraft.overview names=True fixes=True
     """
     _boolean("names", names)
+    _boolean("fixes", fixes)
     seen, notes = status(), []
     told = {"observed": _stamp(time.time()), "version": VERSION, "since": None, "blocking": None}
     told.update((key, seen[key]) for key in ("state", "direction", "active", "kernelrelease", "boot_id", "abi"))
@@ -416,7 +422,7 @@ def overview(names=False):
         notes += [] if told["since"] else ["Since when it runs is not known: no memory of the beacon kgraft tells it"]
         held = blocking()
         if held["state"] == "ready":
-            return overview(names)
+            return overview(names, fixes)
         keys = ("kind", "unit", "why") + (("pid", "name", "user") if names else ())
         told["blocking"] = {"count": held["count"], "complete": held["complete"]}
         told["blocking"]["tasks"] = [{key: task.get(key) for key in keys} for task in held["tasks"]]
@@ -429,17 +435,21 @@ def overview(names=False):
         "as_of": offered["as_of"] and _stamp(time.mktime(time.strptime(offered["as_of"], "%Y-%m-%d %H:%M"))),
     }
     notes += offered["unread"] if offered else []
+    told["fixes"] = _ask_others("kgraft_security.fixes", notes) if fixes else None
     told["supported_until"] = _ask_others("kgraft_security.supported_until", notes)
     told["reboot"] = _ask_others("kgraft_security.reboot", notes)
     return dict(told, notes=notes)
 
 
 @_with_salts_errors
-def support():
+def support(protect=None):
     """
     Write one file for a service request with SUSE: all that is known here of
     live patching. It holds no command line and no code, but names of processes
     and users.
+
+    protect
+        As in :py:func:`blocking`. Default: None
 
     Returns ``{path, notes}``: the file ``kgraft_support.yaml`` in the minion's
     cache directory, for root only, which replaces an older one; and what could
@@ -448,7 +458,8 @@ def support():
     kernel's log about live patches, the locks of packages, the repositories,
     and versions.
 
-    Raises ``CommandExecutionError`` if the file could not be written.
+    Raises ``CommandExecutionError`` if the file could not be written;
+    ``SaltInvocationError`` for a bad argument.
 
     CLI Example:
 
@@ -456,13 +467,14 @@ def support():
 
         salt db1 kgraft.support
     """
+    _patterns(protect)
     notes = []
     told = {
-        "overview": _ask_others("kgraft.overview", notes, names=True),
+        "overview": _ask_others("kgraft.overview", notes, names=True, fixes=True),
         "patches": _ask_others("kgraft.patches", notes, functions=True),
-        "blocking": _ask_others("kgraft.blocking", notes, stacks=True, limit=None, budget=10),
+        "blocking": _ask_others("kgraft.blocking", notes, stacks=True, limit=None, budget=10, protect=protect),
         "kernel log": _kernel_log(notes),
-        "locks": _ask_others("pkg.list_locks", notes),
+        "locks": _ask_others("pkg.list_locks", notes, **({} if _root() == "/" else {"root": _root()})),
         "repositories": _ask_others("kgraft_pkg.repositories", notes),
         "other kernels": _ask_others("kgraft_pkg.other_kernels", notes),
         "loading": _ask_others("kgraft_pkg.loading", notes),
@@ -480,13 +492,13 @@ def _kernel_log(notes):
         notes.append(f"The kernel's log is that of /, and kgraft.root is {_root()}: it was left out")
         return None
     options = {"python_shell": False, "output_loglevel": "quiet", "ignore_retcode": True, "timeout": 20}
-    answer = _ask_others("cmd.run_all", notes, cmd=["dmesg"], **options)
+    answer = _ask_others("cmd.run_all", notes, cmd=["dmesg", "--kernel"], **options)
     if answer is None or answer["retcode"] != 0:
         notes += ["dmesg: {}".format(files.text(answer["stderr"] or answer["stdout"]))] if answer else []
         return None
     lines = [files.text(line) for line in answer["stdout"].splitlines()]
     # the kernel's own command line may hold what is secret
-    return [line for line in lines if re.search("kgr|klp|livepatch", line) and "ommand line" not in line]
+    return [line for line in lines if re.search(r"\b(kgr|klp|livepatch)", line) and "ommand line" not in line]
 
 
 def _stamp(seconds):
@@ -546,9 +558,10 @@ def poke(pids=None, protect=None, protect_defaults=True, method="trace", test=Fa
     and in this machine's ``/proc``, so that a reused pid or a recorded tree
     never leads to a stranger.
 
-    Kernels with livepatch, and kGraft's from April 2015 on, wake sleepers
-    themselves: there a poke only makes it sooner. Programs that take EINTR for
-    an error may notice one (``epoll_wait`` returns it).
+    Kernels with livepatch from 5.1 on, SUSE's 4.12 in updates since 2019, and
+    kGraft's from April 2015 on wake sleepers themselves: there a poke only
+    makes it sooner. Programs that take EINTR for an error may notice one
+    (``epoll_wait`` returns it).
 
     pids
         Only these process ids: an integer, a list, or a comma-separated

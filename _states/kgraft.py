@@ -25,6 +25,7 @@ These states read no kernel file and run no command: they ask ``kgraft.*``, ``kg
 import importlib.util
 import math
 import os
+import re
 import time
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -148,10 +149,10 @@ def applied(
 
     version
         What is wanted. Default: ``latest``, the newest that the enabled repositories offer, as zypper would take it.
-        ``previous`` is the newest one with a lower number than that: what ``klp downgrade`` goes back to. ``'5'`` is
-        any release of 5, ``'5-2.1'`` exactly that one, ``'>=5'`` at least 5 (then the newest is installed). Live
-        patches are numbered per kernel, so it may be a map ``{kernelrelease: version}``; a kernel that is not in it
-        is a failure. Quote it: YAML reads ``2.10`` as 2.1.
+        ``previous`` is the newest one with a lower number than that; ``klp downgrade`` goes by what runs instead, to
+        the one before that. ``'5'`` is any release of 5, ``'5-2.1'`` exactly that one, ``'>=5'`` at least 5 (then the
+        newest is installed). Live patches are numbered per kernel, so it may be a map ``{kernelrelease: version}``; a
+        kernel that is not in it is a failure. Quote it: YAML reads ``2.10`` as 2.1.
 
     cves
         Instead of a version: a list of CVE numbers that must be fixed by the active, settled patch or by the running
@@ -168,12 +169,12 @@ def applied(
 
     poke_after
         Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
-        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself (livepatch) it does nothing and
-        says so. Default: ``None``, never.
+        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself for sure (livepatch from 5.1
+        on) it does nothing and says so. Default: ``None``, never.
 
     protect
-        Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
-        of ``kgraft.poke``. Default: ``None``
+        Processes that are never poked, and of which no advice is to touch them: a list of ``name:``, ``unit:`` and
+        ``user:`` patterns, beside the default lists of ``kgraft.poke`` and ``kgraft.blocking``. Default: ``None``
 
     refresh
         Read the repositories' lists again before looking for a version. Never in a dry run. Default: ``True``
@@ -235,12 +236,12 @@ def settled(name, timeout=300, poke_after=None, protect=None, probes=None, fail_
 
     poke_after
         Seconds of waiting after which the sleeping processes that still block are poked by tracing, see
-        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself (livepatch) it does nothing and
-        says so. Default: ``None``, never.
+        ``kgraft.poke``, and again every 15 seconds. Where the kernel wakes them itself for sure (livepatch from 5.1
+        on) it does nothing and says so. Default: ``None``, never.
 
     protect
-        Processes that are never poked: a list of ``name:``, ``unit:`` and ``user:`` patterns, beside the default list
-        of ``kgraft.poke``. Default: ``None``
+        Processes that are never poked, and of which no advice is to touch them: a list of ``name:``, ``unit:`` and
+        ``user:`` patterns, beside the default lists of ``kgraft.poke`` and ``kgraft.blocking``. Default: ``None``
 
     probes
         As in ``kgraft.applied``; the transition runs already, so nothing is measured at rest. Default: ``None``
@@ -371,13 +372,21 @@ def _would_wait(look, run):
 
 
 def _is_poking(look, run):
-    return run.poke_after is not None and look.status["abi"] != "livepatch"
+    return run.poke_after is not None and not _wakes(look)
+
+
+def _wakes(look):
+    """
+    Whether the kernel signals sleepers itself for sure: livepatch from 5.1 on. SUSE's 4.12 does so in updates since
+    2019 (bsc#1071995), which its release does not tell.
+    """
+    return look.status["abi"] == "livepatch" and not re.match(r"[0-4]\.|5\.0\b", look.status["kernelrelease"])
 
 
 def _no_poke(look, run):
     if run.poke_after is None or _is_poking(look, run):
         return ""
-    return "\npoke_after does nothing here: on livepatch the kernel signals the tasks itself."
+    return "\npoke_after does nothing here: from 5.1 on the kernel signals the tasks itself."
 
 
 def _wait(look, run, so_far=""):
@@ -405,7 +414,7 @@ def _wait(look, run, so_far=""):
             run.pokes.append(_poke(run))
             poke_at = waited + SLICE
         progress = {"transition": looks.moving(look), "seconds": round(waited, 1), "timeout": run.timeout}
-        progress.update((key, blocking[key]) for key in ("count", "complete", "tasks"))
+        progress.update((key, blocking[key]) for key in ("count", "complete", "tasks", "note"))
         __salt__["event.send"]("kgraft/{}/progress".format(__opts__["id"]), progress)
 
 
@@ -418,8 +427,8 @@ def _poke(run, test=False):
 
 
 def _unsettled(look, run, blocking, so_far):
-    # On livepatch the kernel moves sleepers itself: what a poke would say there is no news.
-    would = {"skipped": []} if look.status["abi"] == "livepatch" else _poke(run, test=True)
+    # Where the kernel moves sleepers itself, what a poke would say is no news.
+    would = {"skipped": []} if _wakes(look) else _poke(run, test=True)
     spared = {task["pid"]: task["reason"] for task in would["skipped"]}
     lines = [f"{looks.moving(look)}, still after {run.timeout:g} s. {so_far}{tasks.blocking(blocking)}"]
     lines += tasks.advice(blocking, spared)

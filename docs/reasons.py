@@ -27,11 +27,12 @@ def rows():
 
 
 def table():
-    lines = ["| sign | why | what to do | source |", "|---|---|---|---|"]
+    lines = ["| sign | why | what to do | read or inferred | source |", "|---|---|---|---|---|"]
     for row in rows():
         signs = ", ".join(WORDS[sign].format(row.signs[sign]) for sign in WORDS if sign in row.signs)
         told = [words.format(module="*module*") for words in (row.why, row.help)]
-        lines.append(f"| {' | '.join([signs, *told, row.source])} |")
+        known = "inferred" if "Probably:" in row.why + row.help else "read"
+        lines.append(f"| {' | '.join([signs, *told, known, row.source])} |")
     return "\n".join(lines)
 
 

@@ -169,15 +169,17 @@ def _states(given):
         states["kgraft: live patches are offered"] = _state("kgraft.activated", wanted)
     version = {"newest": "latest", "one version": "version", "one per kernel": "versions"}[ask("wish")]
     wanted = {"version": version if version == "latest" else ask(version, must=True)}
-    wanted.update(settle=ask("settle"), timeout=timeout, probes=ask("probes") or None)
+    protect = ask("poke:protect")
+    wanted.update(settle=ask("settle"), timeout=timeout, protect=protect or None, probes=ask("probes") or None)
     if ask("poke:enabled"):
-        wanted.update(poke_after=ask("poke:after"), protect=ask("poke:protect") or None)
+        wanted["poke_after"] = ask("poke:after")
     wanted["require"] = [{"kgraft": name} for name in states]
     states["kgraft: the kernel is patched"] = _state("kgraft.applied", wanted)
     beacon = ask("beacon:enabled")
     wanted = {"name": "kgraft", "save": True}
     if beacon:
         wanted.update((option, ask(f"beacon:{option}")) for option in ("interval", "stuck_after", "remind"))
+        wanted["protect"] = protect
     states["kgraft: the beacon"] = _state("beacon.present" if beacon else "beacon.absent", wanted)
     directory = ask("metrics_directory")
     wanted = {"name": "kgraft metrics"}

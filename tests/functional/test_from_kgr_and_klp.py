@@ -53,6 +53,8 @@ def test_what_stands_in_the_rows_does_what_they_say(machine):
         told[words] = modules[name](**arguments)
         return told[words]
 
+    machine.suse.lifecycle(f"{machine.package}, *, 2099-06-30\n")
+
     # installed, and not loaded
     machine.holds("2-2.1")
     told["kgraft.load kgraft_patch_2_2_1"] = modules.kgraft.load("kgraft_patch_2_2_1")
@@ -69,10 +71,13 @@ def test_what_stands_in_the_rows_does_what_they_say(machine):
     assert call("kgraft_security.fixes")["version"] == "10-2.1"
     told["kgraft_security.cves"] = modules.kgraft_security.cves("CVE-2015-0002")
     assert list(told["kgraft_security.cves"]) == ["CVE-2015-0002"]
-    overview = call("kgraft.overview")
+    overview = call("kgraft.overview fixes=True")
     assert (overview["running"], overview["package"]["installed"]) == ("10-2.1", "10-2.1")
+    assert overview["fixes"]["cves"] == ["CVE-2026-0002", "CVE-2026-0009", "CVE-2026-0010"]
+    assert overview["supported_until"] == "2099-06-30"
     assert [task["pid"] for task in call("kgraft.blocking")["tasks"]] == [sleeper.pid]
-    assert {"stack", "cmdline", "why", "help"} < set(call("kgraft.blocking stacks=True cmdline=True")["tasks"][0])
+    assert {"cmdline", "why", "help"} < set(call("kgraft.blocking cmdline=True")["tasks"][0])
+    assert {"stack", "cmdline"} < set(call("kgraft.blocking stacks=True cmdline=True")["tasks"][0])
     assert call("kgraft.ready") is False
     assert call("kgraft.abi") == "kgraft"
     support = pathlib.Path(call("kgraft.support")["path"])

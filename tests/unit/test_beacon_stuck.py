@@ -31,7 +31,22 @@ def test_stuck_looks_at_processes_for_a_short_time_only(kernel, minion):
     minion.look()
     minion.look(after=120)
 
-    minion.calls["kgraft.blocking"].assert_called_once_with(budget=0.2)
+    minion.calls["kgraft.blocking"].assert_called_once_with(budget=0.2, protect=None)
+
+
+@pytest.mark.parametrize("protect", ["name:nfs*", ["unit:x", "name:nfs*"]])
+def test_nobody_is_told_to_touch_what_the_option_protects(kernel, minion, protect):
+    minion.options = [{"protect": protect}]
+    kernel.task(731, "nfsd", letter="T", blocking=True)
+    kernel.task(732, "cat", letter="T", blocking=True)
+    kernel.start("kgraft-patch-2-2_1")
+    minion.look()
+
+    [stuck] = minion.look(after=120)
+
+    nfsd, cat = (task["help"] for task in stuck["tasks"])
+    assert nfsd.startswith("It is protected: do not restart it")
+    assert "kill -CONT" in cat
 
 
 def test_stuck_is_told_again_each_remind_seconds(kernel, minion):
@@ -68,7 +83,7 @@ def test_a_transition_that_ends_while_its_tasks_are_read_is_not_stuck(kernel, mi
     kernel.start("kgraft-patch-2-2_1")
     minion.look()
     blocking = minion.calls["kgraft.blocking"].side_effect
-    minion.calls["kgraft.blocking"].side_effect = lambda budget: kernel.finish() or blocking(budget=budget)
+    minion.calls["kgraft.blocking"].side_effect = lambda **arguments: kernel.finish() or blocking(**arguments)
 
     assert minion.look(after=120) == []
     assert tags(minion.look()) == ["finished"]

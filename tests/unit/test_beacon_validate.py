@@ -26,6 +26,9 @@ def validate(load):
         [{"stuck_after": 120}, {"interval": 5}, {"disable_during_state_run": True}],
         [{"beacon_module": "kgraft"}, {"enabled": True}, {"run_once": False}],
         [{"stuck_after": 120}, {"_beacon_name": "kgraft"}],
+        [{"protect": "name:hdb*"}],
+        [{"protect": ["unit:postgresql*", "user:*adm", "name:a:b"]}],
+        [{"protect": []}],
     ],
 )
 def test_it_accepts(validate, config):
@@ -49,7 +52,7 @@ def test_it_accepts(validate, config):
         (
             [{"onchangeonly": True}],
             "The kgraft beacon has no option 'onchangeonly': it has beacon_module, disable_during_state_run, enabled, "
-            "interval, remind, run_once, stuck_after.",
+            "interval, protect, remind, run_once, stuck_after.",
         ),
         ([{1: 2}], "has no option 1: it has"),
         ([{None: 2}], "has no option None: it has"),
@@ -73,6 +76,15 @@ def test_it_accepts(validate, config):
             "The option remind is -1: write a number of seconds, or 0 for never, at most a year, without",
         ),
         ([{"remind": [1]}], "The option remind is [1]: write"),
+        (
+            [{"protect": "hdb*"}],
+            "The option protect is 'hdb*': write 'name:PATTERN', 'unit:PATTERN' or 'user:PATTERN', or a list of such.",
+        ),
+        ([{"protect": ["name:x", "pid:1"]}], "The option protect is ['name:x', 'pid:1']: write 'name:PATTERN'"),
+        ([{"protect": "name:"}], "The option protect is 'name:': write 'name:PATTERN'"),
+        ([{"protect": None}], "The option protect is None: write 'name:PATTERN'"),
+        ([{"protect": {"name": "x"}}], "The option protect is {'name': 'x'}: write 'name:PATTERN'"),
+        ([{"protect": [1]}], "The option protect is [1]: write 'name:PATTERN'"),
         ([{"interval": "5"}], "The option interval is '5': write a number of seconds"),
         ([{"interval": 0}], "The option interval is 0: write"),
         ([{"enabled": "no"}], "The option enabled is 'no': write True or False."),
@@ -120,7 +132,7 @@ ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4),
     lambda inner: st.lists(inner, max_size=4)
     | st.dictionaries(
-        st.sampled_from(["stuck_after", "remind", "interval", "enabled", "beacon_module", "_x"])
+        st.sampled_from(["stuck_after", "remind", "protect", "interval", "enabled", "beacon_module", "_x"])
         | st.integers()
         | st.none(),
         inner,
@@ -132,7 +144,10 @@ ANYTHING = st.recursive(
 
 @pytest.mark.soak
 @settings(max_examples=rounds(500))
-@given(ANYTHING | st.lists(st.dictionaries(st.text(max_size=8) | st.sampled_from(["stuck_after", "remind"]), ANYTHING)))
+@given(
+    ANYTHING
+    | st.lists(st.dictionaries(st.text(max_size=8) | st.sampled_from(["stuck_after", "remind", "protect"]), ANYTHING))
+)
 def test_it_never_raises(validate, config):
     valid, text = validate(config)
 

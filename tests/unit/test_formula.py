@@ -175,10 +175,18 @@ def test_the_form_as_it_is_pokes_nobody_registers_nothing_and_waits_for_nothing(
                 "version": "latest",
                 "settle": False,
                 "timeout": 600,
+                "protect": ["name:hdb*"],
                 "probes": None,
                 "require": [{"kgraft": "kgraft: live patches are offered"}],
             },
-            "beacon.present": {"name": "kgraft", "save": True, "interval": 10, "stuck_after": 120, "remind": 3600},
+            "beacon.present": {
+                "name": "kgraft",
+                "save": True,
+                "interval": 10,
+                "stuck_after": 120,
+                "remind": 3600,
+                "protect": ["name:hdb*"],
+            },
             "schedule.absent": {"name": "kgraft metrics"},
         }
     )
@@ -200,6 +208,10 @@ FILLED = [
     ({"poke__enabled": True}, "kgraft.applied", {"poke_after": 120, "protect": ["name:hdb*"]}),
     ({"poke__enabled": True, "poke__protect": None}, "kgraft.applied", {"protect": ["name:hdb*"]}),
     ({"poke__enabled": True, "poke__protect": []}, "kgraft.applied", {"poke_after": 120, "protect": None}),
+    # who is not poked is not to be touched by hand either
+    ({"poke__protect": ["unit:x*"]}, "kgraft.applied", {"protect": ["unit:x*"], "poke_after": "missing"}),
+    ({"poke__protect": ["unit:x*"]}, "beacon.present", {"protect": ["unit:x*"]}),
+    ({"poke__protect": ["", None]}, "beacon.present", {"protect": []}),
     ({"beacon__remind": 0}, "beacon.present", {"remind": 0}),
     ({"beacon__enabled": False}, "beacon.absent", {"name": "kgraft", "save": True}),
     (
@@ -242,11 +254,11 @@ def test_a_form_that_is_filled_in_asks_for_this(fields, function, arguments):
     assert {name: made[function].get(name, "missing") for name in arguments} == arguments
 
 
-@pytest.mark.parametrize("fields", [{"activate": False, "register": True}, {"poke__after": 5, "poke__protect": ["x"]}])
+@pytest.mark.parametrize("fields", [{"activate": False, "register": True}, {"poke__after": "x"}])
 def test_a_switch_that_is_off_hides_what_is_below_it(fields):
     made = states(filled(**fields))
     assert "kgraft.activated" not in made or "activate" not in fields
-    assert not {"poke_after", "protect"} & set(made["kgraft.applied"])
+    assert "poke_after" not in made["kgraft.applied"]
 
 
 REFUSED = [
@@ -295,7 +307,8 @@ def test_a_key_that_the_form_does_not_have_is_refused_by_name(pillar):
 
 def test_the_policy_of_the_reactor_may_stand_beside_the_form():
     policy = yaml.safe_load((REPO / "examples" / "reactor" / "pillar.sls").read_text("utf-8"))
-    assert states(policy) == states({})
+    protect = policy["kgraft"]["poke"]["protect"]
+    assert states(policy) == states(filled(poke__protect=protect)) != states({})
 
 
 @pytest.mark.parametrize("code", ["4711-SECRET", "SECRET", ["SECRET"], 4711])

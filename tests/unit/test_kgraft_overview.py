@@ -11,7 +11,7 @@ import yaml
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 KEYS = {"observed", "version", "state", "direction", "active", "kernelrelease", "boot_id", "abi"}
-KEYS |= {"running", "since", "blocking", "package", "supported_until", "reboot", "notes"}
+KEYS |= {"running", "since", "blocking", "package", "fixes", "supported_until", "reboot", "notes"}
 
 
 @pytest.fixture
@@ -62,7 +62,38 @@ def test_all_that_is_known_is_in_one_answer(kernel, kgraft, others, monkeypatch)
         "as_of": "2026-11-23T00:10:00Z",
     }
     assert (told["supported_until"], told["reboot"]) == ("2026-12-31", {"verdict": "not needed"})
-    assert (told["blocking"], told["notes"]) == (None, ["far: it is away"])
+    assert (told["blocking"], told["fixes"], told["notes"]) == (None, None, ["far: it is away"])
+
+
+FIXES = {"version": "9-2.2", "cves": ["CVE-2015-0002"], "bugs": [], "source": "kgr", "unread": []}
+
+
+def test_what_the_running_patch_fixes_is_told_if_asked(kernel, kgraft, others):
+    kernel.patch("kgraft-patch-9-2_2")
+    others(kgraft_security__fixes=FIXES)
+    assert kgraft.overview()["fixes"] is None
+    assert kgraft.overview(fixes=True)["fixes"] == FIXES
+
+    others(kgraft_security__fixes=CommandExecutionError("nothing names it"))
+    told = kgraft.overview(fixes=True)
+    assert set(told) == KEYS
+    assert told["fixes"] is None
+    assert "kgraft_security.fixes: nothing names it" in told["notes"]
+
+
+def test_a_transition_that_ends_meanwhile_is_told_as_ended_and_as_asked(kernel, kgraft, others, monkeypatch):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(731, "nfsd", blocking=True)
+    others(kgraft_security__fixes=FIXES)
+    blocking = kgraft.blocking
+
+    def late():
+        kernel.finish()
+        return blocking()
+
+    monkeypatch.setattr(kgraft, "blocking", late)
+    told = kgraft.overview(names=True, fixes=True)
+    assert (told["state"], told["blocking"], told["fixes"]) == ("ready", None, FIXES)
 
 
 def test_what_is_not_known_is_none_with_a_reason(kernel, kgraft, others):
@@ -100,9 +131,10 @@ def test_who_blocks_is_told_by_kind_and_by_name_only_if_asked(moving, names):
     assert ("hdbindexserver" in str(told)) is names
 
 
-def test_a_string_is_no_truth(kgraft):
-    with pytest.raises(SaltInvocationError, match="names='yes'"):
-        kgraft.overview(names="yes")
+@pytest.mark.parametrize("argument", ["names", "fixes"])
+def test_a_string_is_no_truth(kgraft, argument):
+    with pytest.raises(SaltInvocationError, match=f"{argument}='yes'"):
+        kgraft.overview(**{argument: "yes"})
 
 
 @pytest.fixture
@@ -165,9 +197,15 @@ DMESG = """\
 [    0.000000] Command line: root=/dev/sda1 livepatch.secret=geheim
 [    0.000000] Kernel command line: root=/dev/sda1 livepatch.secret=geheim
 [   12.345678] usb 1-1: new device
+[   13.000000] x: in the background
 [   99.000000] kgr: starting patching of kgraft_patch_2_2_1 \x1b[31m
 [  100.000000] livepatch: enabling patch 'livepatch_9_2_1'
 """
+
+
+def dmesg(cmd, **options):
+    assert cmd == ["dmesg", "--kernel"]
+    return {"retcode": 0, "stdout": DMESG, "stderr": ""}
 
 
 @pytest.fixture
@@ -175,14 +213,16 @@ def support(kernel, kgraft, others, monkeypatch):
     """Return ``support()``: the answer, and what is in the file."""
     for name in ("overview", "patches", "blocking"):
         kgraft.__salt__[f"kgraft.{name}"] = getattr(kgraft, name)
-    kgraft.__salt__["cmd.run_all"] = lambda *words, **options: {"retcode": 0, "stdout": DMESG, "stderr": ""}
-    others(pkg__list_locks={"kernel-default": {"type": "package"}}, test__versions_information={"Salt Version": {}})
+    kgraft.__salt__["cmd.run_all"] = dmesg
+    kgraft.__salt__["pkg.list_locks"] = lambda root=None: {"kernel-default": {"root": root}}
+    others(test__versions_information={"Salt Version": {}})
+    others(kgraft_security__fixes=FIXES)
     pathlib.Path(kgraft.__opts__["cachedir"]).mkdir()
 
-    def write(root=None):
+    def write(root=None, **arguments):
         if root:
             monkeypatch.setattr(kgraft, "_root", lambda: root)
-        answer = kgraft.support()
+        answer = kgraft.support(**arguments)
         return answer, yaml.safe_load(pathlib.Path(answer["path"]).read_text("utf-8"))
 
     return write
@@ -198,15 +238,29 @@ def test_the_file_for_suse_has_all_that_is_known(kernel, kgraft, support):
         *("overview", "patches", "blocking", "kernel log", "locks", "repositories", "other kernels", "loading"),
         *("versions", "notes"),
     }
-    assert told["overview"]["state"] == "in_progress"
+    assert (told["overview"]["state"], told["overview"]["fixes"]) == ("in_progress", FIXES)
+    assert [task["name"] for task in told["overview"]["blocking"]["tasks"]] == ["nfsd"]
     assert told["patches"]["kgraft_patch_2_2_1"]["functions"]
     (task,) = told["blocking"]["tasks"]
     assert (task["name"], task["stack"]) == ("nfsd", {"731": ["[<0>] svc_recv+0x1/0x2"]})
     assert task["why"] and task["help"]
+    assert told["locks"] == {"kernel-default": {"root": str(kernel.root)}}
     assert set(told["versions"]) == {"Salt Version", "kgraft"}
     assert told["notes"] == answer["notes"]
     assert "kgraft_pkg.repositories is not loaded here" in answer["notes"]
     assert "geheim" not in pathlib.Path(answer["path"]).read_text("utf-8")
+
+
+def test_the_file_for_suse_tells_nobody_to_touch_what_is_protected(kernel, kgraft, support):
+    kernel.start("kgraft-patch-2-2_1")
+    kernel.task(731, "postgres", blocking=True, letter="T")
+
+    (task,) = support(protect="name:postgres*")[1]["blocking"]["tasks"]
+
+    assert task["help"].startswith("It is protected: do not restart it")
+    kgraft.__salt__.clear()  # before anybody is asked
+    with pytest.raises(SaltInvocationError, match="protect='postgres'"):
+        kgraft.support(protect="postgres")
 
 
 def test_the_file_for_suse_is_roots_alone_and_replaces_an_older_one(kgraft, support):
@@ -217,7 +271,7 @@ def test_the_file_for_suse_is_roots_alone_and_replaces_an_older_one(kgraft, supp
 
 
 def test_the_kernels_log_is_that_of_live_patches_without_the_command_line(kgraft, monkeypatch):
-    kgraft.__salt__["cmd.run_all"] = lambda *words, **options: {"retcode": 0, "stdout": DMESG, "stderr": ""}
+    kgraft.__salt__["cmd.run_all"] = dmesg
     monkeypatch.setattr(kgraft, "_root", lambda: "/")
     assert kgraft._kernel_log([]) == [
         "[   99.000000] kgr: starting patching of kgraft_patch_2_2_1 \\x1b[31m",

@@ -35,6 +35,7 @@ def overview(**changes):
         "abi": "kgraft",
         "blocking": None,
         "package": package(),
+        "fixes": None,
         "supported_until": "2027-06-30",
         "reboot": None,
         "notes": [],

@@ -196,7 +196,7 @@ def test_where_nobody_blocks_any_more_the_kernels_next_check_is_waited_for(state
     assert waited["result"] is result, waited["comment"]
     assert clock.now - 1000 <= 66
     assert (
-        "No task is seen to block any more.\nNobody blocks that can be seen. The kernel looks for the end every 2 s."
+        "No task is seen to block any more.\nNobody is seen to block. The kernel looks for the end every 2 s."
         in waited["comment"]
     ) is not result
 
@@ -214,6 +214,7 @@ def test_a_long_wait_tells_the_master_at_least_every_thirty_seconds_who_blocks(s
     assert data["transition"] == "kgraft_patch_2_2_1 is applying"
     assert (data["count"], data["complete"], data["timeout"]) == (1, True, 100)
     assert [(task["pid"], task["kind"]) for task in data["tasks"]] == [(731, "kernel")]
+    assert set(data) == {"transition", "seconds", "timeout", "count", "complete", "tasks", "note"}
     assert "secret" not in str(sent)
 
 
@@ -282,18 +283,36 @@ def poking(pids):
     return {"poked": tasks, "skipped": [], "vanished": [], "count": 0, "complete": True}
 
 
-@pytest.mark.parametrize("kernel", [{"abi": "livepatch", "release": "5.14.21-150500.55.19-default"}], indirect=True)
-def test_on_livepatch_poke_after_does_nothing_and_says_so(states, kernel, clock, poke):
+@pytest.mark.parametrize(
+    ("kernel", "pokes"),
+    [
+        ({"abi": "livepatch", "release": release}, pokes)
+        for release, pokes in [
+            ("4.12.14-197-default", True),
+            ("5.0.21-1-default", True),
+            ("5.1.0-1-default", False),
+            ("5.14.21-150500.55.19-default", False),
+            ("6.12.0-160000.5-default", False),
+            ("40.1", False),
+            ("unknown", False),
+        ]
+    ],
+    indirect=["kernel"],
+)
+def test_where_the_kernel_signals_for_sure_poke_after_does_nothing_and_says_so(states, kernel, clock, poke, pokes):
+    poke.side_effect = lambda **arguments: poking([705])
     kernel.start("livepatch_2_2_1")
     kernel.task(705, "sleep", blocking=True)
 
     late = states.settled("x", timeout=50, poke_after=5)
 
-    poke.assert_not_called()
+    assert poke.called is pokes
     assert late["result"] is False
     assert "sleep (705): It sleeps" in late["comment"]
-    assert "the kernel wakes it every 15 s by itself" in late["comment"]
-    assert "poke_after does nothing here" in late["comment"]
+    assert ("the kernel wakes it every 15 s by itself" in late["comment"]) is not pokes
+    idle = "\npoke_after does nothing here: from 5.1 on the kernel signals the tasks itself."
+    assert late["comment"].endswith(idle) is not pokes
+    assert late["changes"].get("poked") == (["sleep (705)"] if pokes else None)
 
 
 def test_a_pattern_that_is_none_is_refused_before_any_waiting(states, kernel, clock):
