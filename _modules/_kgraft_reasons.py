@@ -134,9 +134,9 @@ ROWS = (
         "Run kgraft.poke pids=1, which traces it. Probably: any event wakes it, such as systemctl daemon-reload.",
         "dynup/kpatch#751, #753; bsc#1071995 (openSUSE-2019-1193)",
     ),
-    # its name begins with the address of the server, and may be cut
+    # its name begins with the address of the server, and is cut at 15 bytes
     _row(
-        "kind=kernel name=[0-9]*-manag* abi=livepatch",
+        "kind=kernel name=[0-9a-f]*[.:]*-m* abi=livepatch",
         f"Probably: this is the state manager of NFS 4, which is kept {PARKED}",
         UNPARK,
         "vpsfreecz/vpsadminos",

@@ -122,6 +122,18 @@ def file_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def event_listener():
+    """
+    The factories' own, but it forgets no event: theirs does after two minutes, and then a test hears too little. Here,
+    for the factories keep the one that the first test of a session gives them.
+    """
+    from saltfactories.plugins.event_listener import EventListener
+
+    with EventListener(timeout=24 * 60 * 60) as listener:
+        yield listener
+
+
+@pytest.fixture(scope="session")
 def salt_factories_config():
     """Short paths: a unix socket's may have 107 bytes."""
     root = tempfile.mkdtemp(prefix="kg", dir=os.environ.get("TMPDIR", "/tmp"))

@@ -59,6 +59,8 @@ def make_loaders(salt_factories, file_root, tmp_path_factory):
         # Salt keeps one module of a name, with the options of who loaded it last: each minion has names of its own
         loaders = Loaders(minion.config.copy(), loaded_base_name=minion.id)
         loaders.opts = Options(loaders.opts)
+        # as with salt-call: a state takes the pillar that is there, and does not read it anew
+        loaders.opts["__cli"] = "salt-call"
         return loaders
 
     return make

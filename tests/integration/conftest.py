@@ -16,12 +16,13 @@ import pathlib
 import shutil
 
 import pytest
-from saltfactories.plugins.event_listener import EventListener
 from saltfactories.utils import random_string
 
 # Fewer processes; what the daemons log costs a third of each call; a slow minion is waited for, not given up after 5 s
 MASTER = {
     "worker_threads": 3,
+    # no salt-key and no second knock for each minion
+    "auto_accept": True,
     "timeout": 60,
     "gather_job_timeout": 60,
     # what a test puts into a file root counts at once
@@ -64,13 +65,6 @@ def make_kernel(kernel_root):
         return Kernel(kernel_root, abi, **generation)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def event_listener():
-    """The factories' own, but it forgets no event: theirs does after two minutes, and then a test hears too little."""
-    with EventListener(timeout=24 * 60 * 60) as listener:
-        yield listener
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,8 @@ CASES = [
     ("livepatch", SLES15, {"comm": "khugepaged", **THREAD}, {}, "Probably: it is in the memory", "Probably: write"),
     ("livepatch", SLES15_SP1, {"pid": 1, "comm": "systemd"}, {}, "SUSE's 4.12 in updates", "Run kgraft.poke pids=1"),
     ("livepatch", SLES15, {"comm": "10.0.0.1-manager", **THREAD}, {}, "Probably: this is the state manager", "swapoff"),
+    ("livepatch", SLES15, {"comm": "192.168.100.7-m", **THREAD}, {}, "Probably: this is the state manager", "swapoff"),
+    ("livepatch", SLES15, {"comm": "fd00::1:7-manag", **THREAD}, {}, "Probably: this is the state manager", "swapoff"),
     ("livepatch", SLES15, {"comm": "10.1.1.17-manager", **THREAD}, {}, "Probably: this is the state", "swapoff"),
     (
         "livepatch",
