@@ -18,6 +18,8 @@ import shutil
 import pytest
 from saltfactories.utils import random_string
 
+from tests.support import pretended_packages as pretended
+
 # Fewer processes; what the daemons log costs a third of each call; a slow minion is waited for, not given up after 5 s
 MASTER = {
     "worker_threads": 3,
@@ -33,6 +35,8 @@ MASTER = {
 MINION = {
     # the default of the factories, 0.05, would make a beacon's interval twenty times as long
     "loop_interval": 1,
+    # who looks for a function that is not there loads all modules, and this one all utils
+    "disable_modules": ["idem"],
     "log_level_logfile": "warning",
     "pytest-minion": {"log": {"level": "error"}},
 }
@@ -65,6 +69,12 @@ def make_kernel(kernel_root):
         return Kernel(kernel_root, abi, **generation)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pretended_packages(tmp_path_factory):
+    """For a minion's ``module_dirs``."""
+    return pretended.write(tmp_path_factory.mktemp("packages"))
 
 
 @pytest.fixture(scope="session")

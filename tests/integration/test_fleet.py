@@ -1,7 +1,7 @@
 """
 The runner on a real master: four minions with a kernel of files each, of which some are down, slow, stuck or killed.
 
-Their packages are pretended: what is installed stands in a file beside the kernel, and 2-2.1 is the newest.
+Their packages are those of ``tests/support/pretended_packages.py``.
 """
 
 import concurrent.futures
@@ -23,43 +23,6 @@ from saltfactories.utils import random_string
 from lab.files import Kernel
 from tests.integration.conftest import MASTER, MINION
 
-PACKAGES = """
-import os
-__virtualname__ = "kgraft_pkg"
-
-def name():
-    return "kgraft-patch-x"
-
-def installed():
-    path = os.path.join(__opts__["kgraft.root"], "installed")
-    return open(path).read().strip() if os.path.exists(path) else None
-
-def available():
-    return {"versions": ["2-2.1"], "newest": "2-2.1", "as_of": "AS OF", "unread": []}
-
-def check(version="latest"):
-    running = __salt__["kgraft.overview"]()["running"]
-    good = running == ("2-2.1" if version == "latest" else version)
-    told = dict.fromkeys(("target", "reason", "doubt"))
-    return dict(told, verdict="good" if good else "bring", target="2-2.1", running=running)
-"""
-SECURITY = """
-__virtualname__ = "kgraft_security"
-
-def cves(*cves):
-    running = __salt__["kgraft.overview"]()["running"]
-    return {cve: "fixed by kgraft_patch_2_2_1" if running == "2-2.1" else "open: =x 2-2.1" for cve in cves}
-
-def supported_until():
-    return "2999-12-31"
-
-def reboot():
-    return None
-
-def dates():
-    when = {"released": "2026-11-01T00:00:00Z", "installed": None, "settled": "2026-11-02T00:00:00Z"}
-    return {"patches": {"kgraft_patch_2_2_1": {"version": "2-2.1", **when}}, "unread": []}
-"""
 LIMITS = ("timeout=2", "gather_job_timeout=4")
 EAUTH = {"auto": {"ops": ["@kgraft"]}}
 
@@ -146,14 +109,9 @@ def master(salt_factories, file_root, exceptions, evidence, alerts, tmp_path_fac
 
 
 @pytest.fixture(scope="module")
-def fleet(master, file_root, tmp_path_factory):
+def fleet(master, file_root, pretended_packages, tmp_path_factory):
     """Four machines, all of them up."""
-    packages = tmp_path_factory.mktemp("packages")
-    (packages / "modules").mkdir()
-    as_of = time.strftime("%Y-%m-%d %H:%M")
-    (packages / "modules" / "kgraft_pkg.py").write_text(PACKAGES.replace("AS OF", as_of))
-    (packages / "modules" / "kgraft_security.py").write_text(SECURITY)
-    dirs = [str(file_root), str(packages)]
+    dirs = [str(file_root), pretended_packages]
     machines = [Machine(master, dirs, tmp_path_factory.mktemp("machine") / "root", number) for number in range(4)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
         list(threads.map(lambda machine: machine.minion.start(), machines))

@@ -68,10 +68,15 @@ def master(salt_factories, file_root, place):
 
 
 @pytest.fixture(scope="module")
-def machine(master, file_root, tmp_path_factory):
+def dirs(file_root, pretended_packages):
+    return {"module_dirs": [str(file_root), pretended_packages]}
+
+
+@pytest.fixture(scope="module")
+def machine(master, dirs, tmp_path_factory):
     """``(minion, kernel)``, with the beacon."""
     kernel = Kernel(tmp_path_factory.mktemp("machine") / "root")
-    overrides = {**MINION, "kgraft.root": str(kernel.root), "module_dirs": [str(file_root)]}
+    overrides = {**MINION, **dirs, "kgraft.root": str(kernel.root)}
     overrides["beacons"] = {"kgraft": [{"stuck_after": 1}, {"remind": 2}]}
     factory = master.salt_minion_daemon(random_string("kept-"), overrides=overrides)
     with factory.started():
@@ -79,9 +84,9 @@ def machine(master, file_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def other(master):
+def other(master, dirs):
     """A minion that was broken into."""
-    factory = master.salt_minion_daemon(random_string("other-"), overrides=MINION)
+    factory = master.salt_minion_daemon(random_string("other-"), overrides={**MINION, **dirs})
     with factory.started():
         yield factory
 

@@ -249,7 +249,7 @@ def test_the_formula_sets_up_a_beacon_and_a_job_that_stay(unpacked, tmp_path):
     made = server.apply("kgraft", pillar=pillar)
     assert {name for name, one in made.items() if "live" not in name and "kernel" not in name} == states
     assert [one["comment"] for one in made.values() if one["result"] is not True] == []
-    beacon = [{"interval": 1}, {"stuck_after": 120}, {"remind": 3600}]
+    beacon = [{"interval": 1}, {"stuck_after": 120}, {"remind": 3600}, {"protect": ["name:hdb*"]}]
     configured = os.path.join(os.path.dirname(server.minion.config["conf_file"]), "minion.d")
 
     def saved(kind):

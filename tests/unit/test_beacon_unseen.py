@@ -12,6 +12,7 @@ import pytest
 
 from lab.files import BOOT_ID
 from tests.support.beacon_minion import tags
+from tests.support.soak import rounds
 
 pytest_plugins = ["tests.support.beacon_fixtures"]
 
@@ -230,14 +231,15 @@ def test_two_transitions_told_in_one_look_have_two_ids(kernel, minion):
     assert events[0]["transition"] != events[1]["transition"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("writable", [True, False])
 @pytest.mark.parametrize("restarts", [True, False])
 def test_no_id_is_that_of_two_transitions(kernel, minion, writable, restarts):
-    """Two hundred transitions, a restart after each look, and a memory that cannot be written."""
+    """Many transitions, a restart after each look, and a memory that cannot be written."""
     ids = {}
     if not writable:
         minion.cachedir.rmdir()
-    for number in range(200):
+    for number in range(rounds(200)):
         module = f"kgraft_patch_{number}_1"
         for step in (lambda name: kernel.start(name), lambda name: kernel.finish()):
             step(f"kgraft-patch-{number}-1")
@@ -254,7 +256,7 @@ def test_no_id_is_that_of_two_transitions(kernel, minion, writable, restarts):
 
     assert all(len(patches) == 1 for patches in ids.values())
     if writable:
-        assert len(ids) == 200
+        assert len(ids) == rounds(200)
 
 
 def test_an_id_is_the_same_over_restarts_where_the_memory_could_be_written(kernel, minion):

@@ -3,11 +3,15 @@
 import contextlib
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from salt.exceptions import CommandExecutionError
 
 from tests.support.load import load_file
+from tests.support.soak import rounds
+
+pytestmark = pytest.mark.soak
 
 PATCH = "kgraft-patch-2-2_1"
 LIVEPATCH = "livepatch_9_2_1"
@@ -54,7 +58,7 @@ STATS = st.one_of(
         st.lists(st.from_regex(rb"-?[0-9]{1,30}", fullmatch=True), max_size=60),
     ).map(lambda parts: b"731 (" + parts[0] + b") " + parts[1] + b" " + b" ".join(parts[2]) + b"\n"),
 )
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=rounds(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _bound(kernel):
