@@ -61,8 +61,9 @@ def make_loaders(salt_factories, file_root, tmp_path_factory):
         # Salt keeps one module of a name, with the options of who loaded it last: each minion has names of its own
         loaders = Loaders(minion.config.copy(), loaded_base_name=minion.id)
         loaders.opts = Options(loaders.opts)
-        # as with salt-call: a state takes the pillar that is there, and does not read it anew
+        # as with salt-call: a state takes the pillar that is there, if that is not empty, and does not read it anew
         loaders.opts["__cli"] = "salt-call"
+        loaders.opts["pillar"] = loaders.opts["pillar"] or {"nothing": "of ours"}
         return loaders
 
     return make
