@@ -9,8 +9,8 @@ SUITE ?= trixie
 UV := .venv/uv/bin/uv
 PY := .venv/$(SALT)/bin/python
 VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' _modules/kgraft.py)
-# tests at a time: some wait, so one more than there are processors
-JOBS ?= $(shell expr $$(nproc) + 1)
+# tests at a time: many wait, so two more than there are processors
+JOBS ?= $(shell expr $$(nproc) + 2)
 SALT_3006 := $(shell $(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 12) and print(".venv/3006/.test")')
 # the tests' Salt writes no bytecode itself, and without any each call of it takes three times as long
 export UV_COMPILE_BYTECODE := 1
