@@ -388,15 +388,17 @@ class SuseRoot:
     @contextlib.contextmanager
     def locked(self):
         """While a second zypper holds the lock: its shell, waiting for its next command. Yields its process id."""
-        lock = self.root / "run/zypp.pid"
+        lock, said = self.root / "run/zypp.pid", self.root / "run/shell"
         command = ["zypper", "--root", str(self.root), "--no-refresh", "shell"]
-        shell = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-        )
+        said.parent.mkdir(exist_ok=True)
+        with open(said, "w") as out:
+            shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, text=True)
         try:
             shell.stdin.write("search no-such-package\n")
             shell.stdin.flush()
+            # it prompts a second time when it has read the repositories, which nobody else can at that moment
             until(lambda: lock.is_file() and lock.read_text().strip() == str(shell.pid))
+            until(lambda: said.read_text().count("zypper>") == 2)
             yield shell.pid
         finally:
             shell.kill()
