@@ -129,8 +129,8 @@ ROWS = (
     ),
     _row(
         "kind=user pid=1 before=5.1 abi=livepatch",
-        "Process 1 sleeps until something happens, and ignores SIGSTOP. The kernel wakes sleepers itself from 5.1 on,"
-        " SUSE's 4.12 in updates since 2019.",
+        "Process 1 sleeps until something happens, and ignores SIGSTOP. The kernel wakes sleepers itself from 5.1 on."
+        " Probably: SUSE's 4.12, too, in updates since 2019.",
         "Run kgraft.poke pids=1, which traces it. Probably: any event wakes it, such as systemctl daemon-reload.",
         "dynup/kpatch#751, #753; bsc#1071995 (openSUSE-2019-1193)",
     ),
